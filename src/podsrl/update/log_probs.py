@@ -1,0 +1,68 @@
+"""Log-probabilities of kept completions from a packed row."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from accelerate.utils import extract_model_from_parallel
+from torch import Tensor, nn
+
+from podsrl.update.attention import attention_inputs
+from podsrl.update.packing import PackedBatch
+
+
+def packed_log_probs(
+    model: nn.Module, packed: PackedBatch, *, compute_entropy: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Log-probability of each completion token given its prompt and the tokens before it.
+
+    Equal to a forward pass over the padded batch up to rounding, with gradients. The call goes
+    through `model` itself, wrapped or not, so that the hooks of DDP, FSDP, DeepSpeed and PEFT run;
+    hidden states that predict no completion token are dropped before the LM head.
+
+    Args:
+        model: a causal LM, perhaps wrapped, prepared by TRL's `add_fused_lm_head`, which also
+            holds the temperature the logits are divided by, the soft-capping and the head's dtype.
+        packed: from `pack`.
+        compute_entropy: also return the entropy of each token's distribution; the model must have
+            been prepared with `outputs=("log_probs", "entropy")`.
+
+    Returns:
+        Log-probs in nats, shape (B, T), zero at padding; entropies of the same shape, or None.
+
+    Example:
+        >>> packed = pack(prompt_ids, prompt_mask, completion_ids, completion_mask)
+        >>> log_probs, _ = packed_log_probs(model, packed)
+    """
+    causal_lm = unwrap(model)
+    with _only_hidden_states(causal_lm.base_model, packed.predictor_K):
+        outputs = model(
+            input_ids=packed.input_ids_S[None],
+            position_ids=packed.position_ids_S[None],
+            shift_labels=packed.label_K[None],
+            fused_lm_head=True,
+            **attention_inputs(causal_lm, packed),
+        )
+    log_probs_BT = packed.unpack(outputs.log_probs[0])
+    return log_probs_BT, packed.unpack(outputs.entropy[0]) if compute_entropy else None
+
+
+def unwrap(model: nn.Module) -> Any:
+    """The transformers causal LM inside DDP, FSDP, DeepSpeed, torch.compile and PEFT wrappers."""
+    inner = extract_model_from_parallel(model, keep_fp32_wrapper=True)
+    return inner.get_base_model() if hasattr(inner, "peft_config") else inner
+
+
+@contextmanager
+def _only_hidden_states(backbone: nn.Module, index_K: Tensor) -> Iterator[None]:
+    """Have `backbone` return the hidden states at `index_K` of its only row, in that order."""
+
+    def gather(module: nn.Module, args: Any, output: Any) -> Any:
+        output.last_hidden_state = output.last_hidden_state[:, index_K]
+        return output
+
+    handle = backbone.register_forward_hook(gather)
+    try:
+        yield
+    finally:
+        handle.remove()
