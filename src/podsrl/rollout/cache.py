@@ -1,0 +1,114 @@
+"""A key-value cache that is allocated once, repeats prompts for their rollouts and drops rows.
+
+Concatenation copies every row's whole past at every step; here a step writes one position in
+place. Layers with a sliding window keep all positions too, and the model's mask does the rest.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedConfig
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+)
+
+
+class RolloutLayer(CacheLayerMixin):
+    """Keys and values of one layer, (rows, heads, positions, head size), filled from the left."""
+
+    is_sliding = False
+
+    def __init__(self, max_length: int, *, is_sliding: bool = False) -> None:
+        super().__init__()
+        self.max_length = max_length
+        self.is_sliding = is_sliding
+        self.length = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Allocate for the rows, heads and sizes of these states."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self._allocate(key_states, value_states, key_states.shape[0])
+
+    def _allocate(self, keys: Tensor, values: Tensor, rows: int) -> None:
+        self.keys = keys.new_empty(rows, keys.shape[1], self.max_length, keys.shape[3])
+        self.values = values.new_empty(rows, values.shape[1], self.max_length, values.shape[3])
+        self.num_rows = rows
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write the new positions in place; return views of all positions so far."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
+        start, self.length = self.length, self.length + key_states.shape[2]
+        keys, values = self.keys[: self.num_rows], self.values[: self.num_rows]
+        keys[:, :, start : self.length] = key_states
+        values[:, :, start : self.length] = value_states
+        return keys[:, :, : self.length], values[:, :, : self.length]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Every position so far and the new ones, from position 0."""
+        return self.length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_max_length(self) -> int:
+        return self.max_length
+
+    def repeated(self, source_B: Tensor, max_length: int) -> "RolloutLayer":
+        """A new layer with room for `max_length`, whose row b is this one's row source_B[b]."""
+        assert self.keys is not None and self.values is not None
+        layer = RolloutLayer(max_length, is_sliding=self.is_sliding)
+        layer.dtype, layer.device, layer.length = self.dtype, self.device, self.length
+        layer._allocate(self.keys, self.values, source_B.shape[0])
+        assert layer.keys is not None and layer.values is not None
+        layer.keys[:, :, : self.length] = self.keys[source_B, :, : self.length]
+        layer.values[:, :, : self.length] = self.values[source_B, :, : self.length]
+        return layer
+
+    def move_rows(self, target_K: Tensor, source_K: Tensor, num_rows: int) -> None:
+        """Copy rows source_K over rows target_K, then keep the first `num_rows` rows."""
+        assert self.keys is not None and self.values is not None
+        for states in (self.keys, self.values):
+            filled = states[:, :, : self.length]
+            filled[target_K] = filled[source_K]
+        self.num_rows = num_rows
+
+
+class RolloutCache(Cache):
+    """One `RolloutLayer` per layer of the model."""
+
+    layers: list[RolloutLayer]
+
+    @classmethod
+    def for_prompts(cls, config: PreTrainedConfig, max_length: int) -> "RolloutCache":
+        """An empty cache for a model of this config, with room for `max_length` positions."""
+        sliding = DynamicCache(config=config).is_sliding
+        return cls([RolloutLayer(max_length, is_sliding=each) for each in sliding])
+
+    def repeated(self, source_B: Tensor, max_length: int) -> "RolloutCache":
+        """A new cache whose row b is this one's row source_B[b], with room for `max_length`."""
+        return RolloutCache([layer.repeated(source_B, max_length) for layer in self.layers])
+
+    def move_rows(self, target_K: Tensor, source_K: Tensor, num_rows: int) -> None:
+        """Copy rows source_K over rows target_K, then keep the first `num_rows` rows.
+
+        Filling the holes that ended rows left costs one copy per hole, not one per living row.
+        """
+        for layer in self.layers:
+            layer.move_rows(target_K, source_K, num_rows)
+
+
+def refuse_cache(config: PreTrainedConfig) -> str | None:
+    """The reason why a model of this config needs more state than keys and values, or None."""
+    for layer in DynamicCache(config=config).layers:
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
+            return f"{config.model_type} has cache layers of type {type(layer).__name__}"
+    return None
