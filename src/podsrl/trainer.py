@@ -1,0 +1,284 @@
+"""PODSTrainer: TRL's GRPOTrainer, sampling n rollouts per prompt and training on m of them.
+
+TRL's `num_generations` is m, so all of its arithmetic (batch sizes, loss denominators, importance
+ratios, reference log-probs) concerns kept rollouts. Two methods of GRPOTrainer are wrapped:
+
+    _generate            samples n per prompt, scores all, selects, and returns the kept m
+    _calculate_rewards   hands back the rewards of the kept m, computed above
+
+and `_generate_and_score_completions`, which calls both, is wrapped to set the metrics right.
+tests/trainer/test_host_contract.py holds TRL to the names, signatures and order used here.
+
+Shape letters: P prompts, N sampled rollouts, M kept rollouts, F reward functions.
+"""
+
+import inspect
+import random
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+from transformers import TrainerCallback
+from trl import GRPOTrainer
+
+from podsrl.config import PODSConfig
+from podsrl.core.advantage import advantages
+from podsrl.core.combine import combine
+from podsrl.core.select import select
+from podsrl.core.statistics import reward_statistics, selection_statistics
+from podsrl.timing import PhaseClock, peak_memory_gib
+
+PHASES = ("sampling", "rewards", "selection", "update")
+UNSUPPORTED = {
+    "tools": "tool calls",
+    "environment_factory": "environments",
+    "rollout_func": "custom rollout functions",
+}
+
+TITLE = "Not All Rollouts are Useful: Down-Sampling Rollouts in LLM Reinforcement Learning"
+CITATION = f"""@article{{xu2025pods,
+    title   = {{{TITLE}}},
+    author  = {{Yixuan Even Xu and Yash Savani and Fei Fang and J. Zico Kolter}},
+    year    = 2025,
+    eprint  = {{arXiv:2504.13818}},
+}}"""
+
+
+@dataclass
+class Selection:
+    """Rewards of all sampled rollouts of all processes, and which rollouts are kept."""
+
+    rewards_per_func_PNF: Tensor
+    rewards_PN: Tensor
+    kept_PM: Tensor
+
+    def kept_rows(self) -> Tensor:
+        """Indices of the kept rollouts into the flat list of all sampled rollouts, (P * M,)."""
+        num_prompts, num_rollouts = self.rewards_PN.shape
+        first_P1 = torch.arange(num_prompts, device=self.kept_PM.device).unsqueeze(1) * num_rollouts
+        return (first_P1 + self.kept_PM).flatten()
+
+
+class PODSTrainer(GRPOTrainer):
+    """GRPOTrainer that samples n rollouts per prompt and updates on the m that a rule keeps.
+
+    Takes exactly GRPOTrainer's arguments, with a `PODSConfig` as `args`. Reward functions run once,
+    on all n rollouts; dropped rollouts cost no forward and no backward pass of any model. The rule
+    sees the rewards of all processes and one seed, so every process keeps the same rollouts. With
+    n = m training is GRPOTrainer's, bit for bit.
+
+    Method: Policy Optimization with Down-Sampling, arXiv 2504.13818.
+
+    Raises `TypeError` for an `args` that is no PODSConfig, `NotImplementedError` for tools,
+    environments, `rollout_func` and models with images.
+
+    Example: `PODSTrainer(model="Qwen/Qwen3-0.6B", reward_funcs=accuracy, train_dataset=dataset,
+    args=PODSConfig(num_generations=8, num_rollouts=32)).train()`.
+    """
+
+    _tag_names: ClassVar[list[str]] = ["trl", "grpo", "pods"]
+    _name = "PODS"
+    _paper: ClassVar[dict[str, str]] = {"title": TITLE, "id": "2504.13818", "citation": CITATION}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        bound = inspect.signature(GRPOTrainer.__init__).bind(self, *args, **kwargs)
+        _refuse_unsupported(bound.arguments)
+        if bound.arguments.get("args") is None:
+            bound.arguments["args"] = PODSConfig(_default_output_dir(bound.arguments["model"]))
+        super().__init__(*bound.args[1:], **bound.kwargs)
+        if self._is_vlm:
+            raise NotImplementedError(
+                "PODSTrainer does not support models with images yet: pass a tokenizer as "
+                "processing_class, or use GRPOTrainer."
+            )
+        self.clock = PhaseClock(self.accelerator.device)
+        self._inputs: list[dict[str, Any]] | None = None
+        self._selection: Selection | None = None
+        self.add_callback(_StepClock(self))
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        if not self.model.training:
+            return super()._generate_and_score_completions(inputs)
+        self._inputs = inputs
+        try:
+            output = super()._generate_and_score_completions(inputs)
+            if self.args.advantage_from == "all":
+                self._use_advantages_from_all(output)
+            self._record_metrics()
+        finally:
+            self._inputs = self._selection = None
+        return output
+
+    def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
+        if self._inputs is None:
+            return super()._generate(prompts)
+        inputs, prompts = self._per_rollout(self._inputs), self._per_rollout(prompts)
+        with self.clock.phase("sampling"):
+            generated = self._sample(prompts)
+        with self.clock.phase("rewards"):
+            rewards_per_func = super()._calculate_rewards(
+                inputs, prompts, generated[3], generated[1]
+            )
+        with self.clock.phase("selection"):
+            self._selection = self._select(rewards_per_func)
+            return self._keep(generated)
+
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):  # type: ignore[no-untyped-def]
+        if self._selection is None:
+            return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        return self._selection.rewards_per_func_PNF.flatten(0, 1)[self._selection.kept_rows()]
+
+    def _per_rollout(self, rows: list[Any]) -> list[Any]:
+        """This process's rows, one per kept rollout, as rows one per sampled rollout.
+
+        Kept rollout g and sampled rollout s, counted over all processes, belong to the prompts
+        g // m and s // n. A process with L of the kept ones samples L * n / m: the same prompts.
+        """
+        num_kept, num_rollouts = self.args.num_generations, self.args.num_rollouts
+        num_rows = len(rows) * num_rollouts // num_kept
+        first_kept = self.accelerator.process_index * len(rows)
+        first_sampled = self.accelerator.process_index * num_rows
+        prompt_of = [s // num_rollouts for s in range(first_sampled, first_sampled + num_rows)]
+        return [rows[max(prompt * num_kept - first_kept, 0)] for prompt in prompt_of]
+
+    def _sample(self, prompts: list[Any]) -> tuple[Any, ...]:
+        """TRL's own sampling of one rollout per row, told that a group has n rows."""
+        self.num_generations = self.args.num_rollouts
+        try:
+            return super()._generate(prompts)
+        finally:
+            self.num_generations = self.args.num_generations
+
+    def _select(self, rewards_per_func: Tensor) -> Selection:
+        """Choose from the rewards of all processes; every process computes the same choice."""
+        rewards_per_func_PNF = rewards_per_func.unflatten(0, (-1, self.args.num_rollouts))
+        rewards_PN = combine(
+            rewards_per_func_PNF, self.reward_weights, aggregation=self.multi_objective_aggregation
+        )
+        kept_PM = select(
+            rewards_PN,
+            self.args.num_generations,
+            rule=self.args.selection_rule,
+            seed=self._selection_seed(),
+        )
+        return Selection(rewards_per_func_PNF, rewards_PN, kept_PM)
+
+    def _selection_seed(self) -> int:
+        """One seed per generation batch, the same on all processes and after a resume."""
+        micro_step = self._step % self.args.gradient_accumulation_steps
+        text = f"{self.args.seed}/{self.state.global_step}/{micro_step}"
+        return random.Random(text).getrandbits(62)
+
+    def _keep(self, generated: tuple[Any, ...]) -> tuple[Any, ...]:
+        """This process's kept rollouts out of what all processes sampled."""
+        rows = self._rows_of_this_process(len(generated[0]))
+        straddle = self._groups_straddle(len(rows))
+
+        def keep(values: list[Any] | None) -> list[Any] | None:
+            if values is None:
+                return None
+            if straddle:
+                values = gather_object(values)
+            return [values[row] for row in rows]
+
+        for column in sorted(set(gather_object(list(self._pending_extra_logs)))):
+            values = self._pending_extra_logs.get(column, [None] * len(generated[0]))
+            self._pending_extra_logs[column] = keep(values)
+        prompt_ids, completion_ids, _, completions, log_probs, _, _, _ = generated
+        kept = [keep(v) for v in (prompt_ids, completion_ids, None, completions, log_probs)]
+        return (*kept, {}, None, [])
+
+    def _groups_straddle(self, num_rows: int) -> bool:
+        return num_rows % self.args.num_generations != 0
+
+    def _rows_of_this_process(self, num_sampled: int) -> list[int]:
+        """Kept rows of this process in its own rollouts, or in everybody's if groups straddle."""
+        assert self._selection is not None
+        num_rows = num_sampled * self.args.num_generations // self.args.num_rollouts
+        first = self.accelerator.process_index * num_rows
+        rows = self._selection.kept_rows()[first : first + num_rows].tolist()
+        if self._groups_straddle(num_rows):
+            return rows
+        return [row - self.accelerator.process_index * num_sampled for row in rows]
+
+    def _use_advantages_from_all(self, output: dict[str, Any]) -> None:
+        assert self._selection is not None
+        all_advantages = advantages(
+            self._selection.rewards_PN,
+            self._selection.kept_PM,
+            source="all",
+            scale=self.scale_rewards,
+        ).flatten()
+        num_rows = output["advantages"].shape[0]
+        first = self.accelerator.process_index * num_rows
+        output["advantages"] = all_advantages[first : first + num_rows].to(output["advantages"])
+        self._logs["advantages"].extend(all_advantages.tolist())
+
+    def _record_metrics(self) -> None:
+        """TRL's reward metrics over all n instead of the kept m, and `pods/` for the kept ones."""
+        assert self._selection is not None
+        selection, metrics = self._selection, self._metrics["train"]
+        values = reward_statistics(selection.rewards_PN)
+        for i, name in enumerate(self.reward_func_names):
+            each = reward_statistics(selection.rewards_per_func_PNF[..., i])
+            values[f"rewards/{name}/mean"] = each["reward"]
+            values[f"rewards/{name}/std"] = each["reward_std"]
+        replaced = len(values)
+        kept = selection_statistics(selection.rewards_PN, selection.kept_PM)
+        values |= {f"pods/{name}": value for name, value in kept.items()}
+        numbers = torch.stack(list(values.values())).tolist()
+        for i, (name, number) in enumerate(zip(values, numbers, strict=True)):
+            if i < replaced:
+                metrics[name][-1] = number
+            else:
+                metrics[name].append(number)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.model.training:
+            peak = peak_memory_gib(self.accelerator.device)
+            self._metrics["train"]["memory/peak_gib"] = [peak]
+        super().log(logs, start_time)
+
+
+# help() and editors show the arguments of the class whose place this one takes.
+PODSTrainer.__signature__ = inspect.signature(GRPOTrainer)
+
+
+class _StepClock(TrainerCallback):
+    """Writes the seconds per phase of every optimizer step into the trainer's metrics."""
+
+    def __init__(self, trainer: PODSTrainer) -> None:
+        self.trainer = trainer
+        self.start = 0.0
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.trainer.clock.pop()
+        self.start = self.trainer.clock.now()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        seconds = self.trainer.clock.pop()
+        seconds["update"] = self.trainer.clock.now() - self.start - sum(seconds.values())
+        for phase in PHASES:
+            self.trainer._metrics["train"][f"time/{phase}_seconds"].append(seconds.get(phase, 0.0))
+
+
+def _default_output_dir(model: Any) -> str:
+    name = model if isinstance(model, str) else model.config._name_or_path
+    return f"{name.rstrip('/').split('/')[-1]}-PODS"
+
+
+def _refuse_unsupported(arguments: dict[str, Any]) -> None:
+    for name, what in UNSUPPORTED.items():
+        if arguments.get(name):
+            raise NotImplementedError(
+                f"PODSTrainer does not support {what} yet ({name} is set): leave it out, or train "
+                "with GRPOTrainer."
+            )
+    args = arguments.get("args")
+    if args is not None and not isinstance(args, PODSConfig):
+        raise TypeError(
+            f"args is a {type(args).__name__}; PODSTrainer needs a PODSConfig, which takes the "
+            "same fields and adds num_rollouts, selection_rule and advantage_from."
+        )

@@ -1,0 +1,62 @@
+"""Trains two steps under `accelerate launch` and writes down rewards, choice and kept rows.
+
+usage: run_processes.py MODEL_FOLDER OUTPUT_FOLDER ROWS_PER_PROCESS NUM_ROLLOUTS
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness import build
+
+from tiny import even_reward, text_of
+
+
+def main(folder: str, output: str, rows: str, num_rollouts: str) -> None:
+    def logging_reward(completions: list, log_extra: Any, **_: Any) -> list[float]:
+        log_extra("text", [text_of(completion) for completion in completions])
+        return even_reward(completions)
+
+    trainer = build(
+        folder,
+        Path(output),
+        rewards=[logging_reward],
+        per_device_train_batch_size=int(rows),
+        num_rollouts=int(num_rollouts),
+        max_steps=2,
+    )
+    record: dict[str, Any] = {"selections": [], "kept": [], "texts": []}
+    select, keep, score = trainer._select, trainer._keep, trainer._generate_and_score_completions
+
+    def spy_select(rewards: torch.Tensor) -> Any:
+        selection = select(rewards)
+        entry = {"rewards": selection.rewards_PN.tolist(), "kept": selection.kept_PM.tolist()}
+        record["selections"].append({**entry, "seed": trainer._selection_seed()})
+        return selection
+
+    def spy_keep(generated: tuple) -> tuple:
+        kept = keep(generated)
+        texts = [text_of(completion) for completion in kept[3]]
+        questions = [trainer.processing_class.decode(ids) for ids in kept[0]]
+        record["kept"].append({"texts": texts, "prompts": questions})
+        return kept
+
+    def spy_score(inputs: list) -> dict:
+        result = score(inputs)
+        record["texts"].append([text_of(c) for c in trainer._logs["completion"]])
+        record.setdefault("questions", []).append([row["prompt"][0]["content"] for row in inputs])
+        assert list(trainer._logs["extra"]["text"]) == record["texts"][-1]
+        return result
+
+    trainer._select, trainer._keep = spy_select, spy_keep
+    trainer._generate_and_score_completions = spy_score
+    trainer.train()
+    record["log_history"] = trainer.state.log_history
+    rank = trainer.accelerator.process_index
+    Path(output, f"record-{rank}.json").write_text(json.dumps(record))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

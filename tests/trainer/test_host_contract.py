@@ -1,0 +1,78 @@
+"""What podsrl relies on in TRL: when a new TRL changes any of it, these tests say so."""
+
+import inspect
+from importlib.metadata import version
+
+import pytest
+from trl import GRPOConfig, GRPOTrainer
+
+SIGNATURES = {
+    "_generate": ["self", "prompts"],
+    "_generate_and_score_completions": ["self", "inputs"],
+    "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
+    "log": ["self", "logs", "start_time"],
+}
+
+
+def _source(method: str) -> str:
+    return inspect.getsource(getattr(GRPOTrainer, method))
+
+
+@pytest.mark.parametrize(("method", "parameters"), SIGNATURES.items())
+def test_signatures(method: str, parameters: list[str]) -> None:
+    assert list(inspect.signature(getattr(GRPOTrainer, method)).parameters) == parameters
+
+
+def test_version_is_in_the_tested_range() -> None:
+    assert version("trl").startswith("1.16."), (
+        "pyproject.toml allows TRL 1.16 only; extend it together with these contract tests"
+    )
+
+
+def test_generation_comes_before_log_probs_and_those_before_rewards() -> None:
+    """Selection inside _generate saves the log-probs of dropped rows only in this order."""
+    source = _source("_generate_and_score_completions")
+    calls = ["= self._generate(prompts)", "_get_per_token_logps_and_entropies(", "beta != 0.0"]
+    calls.append("self._calculate_rewards(inputs, prompts, completions, completion_ids_list)")
+    positions = [source.find(call) for call in calls]
+    assert -1 not in positions, dict(zip(calls, positions, strict=True))
+    assert positions == sorted(positions)
+
+
+def test_generate_returns_the_eight_values_in_order() -> None:
+    expected = (
+        "return prompt_ids, completion_ids, tool_mask, completions, logprobs, extra_fields, "
+        "images, tool_images"
+    )
+    assert expected in _source("_generate")
+
+
+def test_token_count_of_the_loss_is_taken_from_what_generate_returned() -> None:
+    source = _source("_generate_and_score_completions")
+    assert source.find("self._generate(") < source.find("num_items_in_batch = ")
+
+
+def test_rewards_are_gathered_and_generation_reads_num_generations() -> None:
+    assert "gather(rewards_per_func)" in _source("_calculate_rewards")
+    assert "self.num_generations if mode" in _source("_generate")
+
+
+def test_attributes_written_and_read_exist() -> None:
+    source = inspect.getsource(GRPOTrainer)
+    attributes = ["_metrics", "_logs", "_pending_extra_logs", "_step", "_is_vlm", "scale_rewards"]
+    attributes += ["reward_weights", "reward_func_names", "multi_objective_aggregation"]
+    for attribute in attributes:
+        assert f"self.{attribute}" in source, attribute
+
+
+def test_metric_names_that_are_overwritten_exist() -> None:
+    source = _source("_generate_and_score_completions")
+    for name in ('["reward"]', '["reward_std"]', '["frac_reward_zero_std"]', '/mean"]', '/std"]'):
+        assert name in source, name
+
+
+def test_config_fields_that_are_read_exist() -> None:
+    fields = GRPOConfig.__dataclass_fields__
+    for name in ("num_generations", "steps_per_generation", "per_device_train_batch_size"):
+        assert name in fields
+    assert "num_rollouts" not in fields, "TRL now has a field of our name"
