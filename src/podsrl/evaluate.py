@@ -1,0 +1,345 @@
+"""How good a model is at a task: accuracy, format and length, each with a 95 % interval."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from podsrl.intervals import mean_interval, pass_at_k, share_interval
+from podsrl.tasks.base import Row, Task
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One completion and its verdict."""
+
+    text: str
+    answer: str | None
+    """The final answer found in the text."""
+    correct: bool | None
+    """None where grading crashed or hung."""
+    num_tokens: int
+    """Tokens of the completion, the end token included."""
+    truncated: bool
+    """Whether the length limit cut it off."""
+    keeps_format: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The figures of one evaluation, and the answers they come from."""
+
+    settings: dict[str, Any]
+    summary: dict[str, Any]
+    """Each figure is {"value", "low", "high", "num_problems"}; counts and seconds are plain."""
+    problems: list[dict[str, Any]]
+    """Per problem: index, prompt, answer (gold), greedy (an Answer), samples (Answers)."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return settings and summary, ready for json.dump."""
+        return {"settings": self.settings, **self.summary}
+
+    def save(self, folder: str | Path) -> None:
+        """Write `evaluation.json` and `answers.jsonl` (one problem per line) into the folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "evaluation.json").write_text(json.dumps(self.to_json(), indent=2) + "\n")
+        lines = (json.dumps(problem, ensure_ascii=False) for problem in self.problems)
+        (folder / "answers.jsonl").write_text("".join(f"{line}\n" for line in lines), "utf-8")
+
+
+def evaluate(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    task: Task,
+    *,
+    split: str = "test",
+    limit: int | None = 256,
+    num_samples: int = 0,
+    temperature: float = 1.0,
+    max_new_tokens: int | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Return how well the model answers the first `limit` problems of a split.
+
+    One greedy answer per problem gives `accuracy_greedy`, `format_rate` (tasks with a format),
+    `mean_length` (tokens) and `truncated_share`. With num_samples = k > 0, k answers per problem
+    at `temperature` give `accuracy_sampled` (their mean), `maj@k` (the commonest final answer is
+    right; ties go to the one sampled first), and `pass@j` for j = 2, 4, ... and k (at least one
+    of j is right, unbiased). An answer whose grading failed counts as wrong and in
+    `num_grading_failures`. Intervals: see `podsrl.intervals`; they speak of the choice of
+    problems, not of training seeds.
+
+    The result does not depend on `batch_size` beyond rounding in the model's arithmetic. Draws
+    follow `seed`; the global random state and the model's mode are left as they were.
+    `progress(done, total)` is called after each batch, in completions.
+
+    Raises: ValueError for an option out of range and for prompts too long for the model.
+
+    Example: 77 right of 256 give `summary["accuracy_greedy"]` = {"value": 0.301, "low": 0.248,
+    "high": 0.360, "num_problems": 256}.
+    """
+    max_new_tokens = task.max_new_tokens if max_new_tokens is None else max_new_tokens
+    check_options(
+        num_samples=num_samples,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+    )
+    start = time.perf_counter()
+    rows = task.rows(split, limit)
+    report = _reporter(progress, len(rows) * (1 + num_samples))
+    prompts = _encode(model, tokenizer, rows, max_new_tokens)
+
+    def answer(num_repeats: int, temperature: float | None) -> list[list[Answer]]:
+        tokens = _generate(
+            model,
+            tokenizer,
+            [prompt for prompt in prompts for _ in range(num_repeats)],
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            temperature=temperature,
+            seed=seed,
+            report=report,
+        )
+        repeated = [row for row in rows for _ in range(num_repeats)]
+        answers = _grade(task, tokenizer, tokens, repeated)
+        return [answers[i : i + num_repeats] for i in range(0, len(answers), num_repeats)]
+
+    greedy = [answers[0] for answers in answer(1, None)]
+    samples = answer(num_samples, temperature) if num_samples else [[] for _ in rows]
+    settings = {
+        "task": task.name,
+        "split": split,
+        "num_samples": num_samples,
+        "temperature": temperature if num_samples else None,
+        "max_new_tokens": max_new_tokens,
+        "seed": seed,
+    }
+    summary = summarise(greedy, samples, task, rows)
+    summary["seconds"] = time.perf_counter() - start
+    return Evaluation(settings=settings, summary=summary, problems=_problems(rows, greedy, samples))
+
+
+def summarise(
+    greedy: Sequence[Answer], samples: Sequence[Sequence[Answer]], task: Task, rows: Sequence[Row]
+) -> dict[str, Any]:
+    """Return the figures of `evaluate` from greedy answers and samples per problem."""
+    everything = [*greedy, *(answer for group in samples for answer in group)]
+    summary: dict[str, Any] = {
+        "num_problems": len(greedy),
+        "accuracy_greedy": share_interval([float(bool(a.correct)) for a in greedy]),
+        "format_rate": (
+            share_interval([float(a.keeps_format) for a in greedy]) if task.has_format else None
+        ),
+        "mean_length": mean_interval([float(a.num_tokens) for a in greedy]),
+        "truncated_share": share_interval([float(a.truncated) for a in greedy]),
+        "num_grading_failures": sum(a.correct is None for a in everything),
+    }
+    num_samples = len(samples[0])
+    if not num_samples:
+        return summary
+    num_right = [sum(bool(a.correct) for a in group) for group in samples]
+    summary["accuracy_sampled"] = share_interval(
+        [right / num_samples for right in num_right], num_repeats=num_samples
+    )
+    summary[f"maj@{num_samples}"] = share_interval([_majority_is_right(g) for g in samples])
+    for k in _powers_of_two(num_samples):
+        summary[f"pass@{k}"] = share_interval(
+            [pass_at_k(num_samples, right, k) for right in num_right], num_repeats=num_samples
+        )
+    return summary
+
+
+def check_options(
+    *, num_samples: int, temperature: float, max_new_tokens: int | None, batch_size: int
+) -> None:
+    """Raise ValueError for an evaluation option out of range, naming value and bound."""
+    if num_samples < 0:
+        raise ValueError(f"num_samples is {num_samples}: it must be 0 (greedy only) or more")
+    if temperature <= 0:
+        raise ValueError(f"temperature is {temperature}: it must be above 0 (greedy is always run)")
+    if max_new_tokens is not None and max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}: it must be at least 1")
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
+
+
+def _encode(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: Sequence[Row],
+    max_new_tokens: int,
+) -> list[list[int]]:
+    texts = [
+        tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
+        for row in rows
+    ]
+    # The template has written the special tokens already.
+    prompts: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = max(map(len, prompts))
+    if room is not None and longest + max_new_tokens > room:
+        raise ValueError(
+            f"the longest prompt has {longest} tokens, with max_new_tokens={max_new_tokens} more "
+            f"than the model's {room}: lower max_new_tokens to {max(room - longest, 0)} or less"
+        )
+    return prompts
+
+
+def _generate(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: Sequence[list[int]],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    temperature: float | None,
+    seed: int,
+    report: Callable[[int], None],
+) -> list[tuple[list[int], bool]]:
+    """Completion tokens, end token included, and whether cut off; in the order of the prompts."""
+    import torch
+
+    config = _generation_config(model, tokenizer, max_new_tokens, temperature)
+    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
+    completions: list[tuple[list[int], bool]] = [([], False)] * len(prompts)
+    devices = [model.device] if model.device.type == "cuda" else []
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices), torch.inference_mode():
+            torch.manual_seed(seed)
+            for first in range(0, len(order), batch_size):
+                batch = order[first : first + batch_size]
+                inputs = _pad([prompts[i] for i in batch], config.pad_token_id, model.device)
+                tokens_BT = model.generate(**inputs, generation_config=config)
+                new_BT = tokens_BT[:, inputs["input_ids"].shape[1] :].tolist()
+                for i, row in zip(batch, new_BT, strict=True):
+                    completions[i] = _until_end(row, config.eos_token_id)
+                report(len(batch))
+    finally:
+        model.train(was_training)
+    return completions
+
+
+def _generation_config(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    max_new_tokens: int,
+    temperature: float | None,
+) -> Any:
+    """Plain decoding: what a model's own generation config adds (top_k, penalties) is not used."""
+    from transformers import GenerationConfig
+
+    ends = model.generation_config.eos_token_id if model.generation_config else None
+    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    ends = list(dict.fromkeys([*ends, tokenizer.eos_token_id]))
+    draw = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
+    return GenerationConfig(
+        do_sample=temperature is not None,
+        **draw,
+        max_new_tokens=max_new_tokens,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        eos_token_id=ends,
+        pad_token_id=ends[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+    )
+
+
+def _pad(
+    prompts: Sequence[list[int]], pad_token_id: int, device: "torch.device"
+) -> dict[str, "torch.Tensor"]:
+    import torch
+
+    width = max(map(len, prompts))
+    ids = [[pad_token_id] * (width - len(prompt)) + prompt for prompt in prompts]
+    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return {
+        "input_ids": torch.tensor(ids, device=device),
+        "attention_mask": torch.tensor(mask, device=device),
+    }
+
+
+def _until_end(tokens: list[int], ends: Sequence[int]) -> tuple[list[int], bool]:
+    """The tokens up to the first end token, and whether there was none."""
+    for position, token in enumerate(tokens):
+        if token in ends:
+            return tokens[: position + 1], False
+    return tokens, True
+
+
+def _grade(
+    task: Task,
+    tokenizer: "PreTrainedTokenizerBase",
+    completions: Sequence[tuple[list[int], bool]],
+    rows: Sequence[Row],
+) -> list[Answer]:
+    texts = tokenizer.batch_decode([tokens for tokens, _ in completions], skip_special_tokens=True)
+    scores = task.score(texts, rows)
+    return [
+        Answer(
+            text=text,
+            answer=task.extract_answer(text),
+            correct=None if score is None else score >= 1.0,
+            num_tokens=len(tokens),
+            truncated=truncated,
+            keeps_format=task.keeps_format(text),
+        )
+        for text, score, (tokens, truncated) in zip(texts, scores, completions, strict=True)
+    ]
+
+
+def _majority_is_right(answers: Sequence[Answer]) -> float:
+    """1.0 when the commonest final answer is right; no final answer at all is wrong."""
+    from podsrl.rewards.answers import normalise
+
+    votes = [(normalise(a.answer), a) for a in answers if a.answer is not None]
+    if not votes:
+        return 0.0
+    winner = Counter(vote for vote, _ in votes).most_common(1)[0][0]
+    return float(bool(next(a.correct for vote, a in votes if vote == winner)))
+
+
+def _powers_of_two(largest: int) -> list[int]:
+    """2, 4, 8, ... below `largest`, and `largest` itself."""
+    powers = [2**i for i in range(1, largest.bit_length()) if 2**i < largest]
+    return [*powers, largest]
+
+
+def _problems(
+    rows: Sequence[Row], greedy: Sequence[Answer], samples: Sequence[Sequence[Answer]]
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "index": index,
+            "prompt": row["prompt"],
+            "answer": row["answer"],
+            "greedy": asdict(first),
+            "samples": [asdict(answer) for answer in group],
+        }
+        for index, (row, first, group) in enumerate(zip(rows, greedy, samples, strict=True))
+    ]
+
+
+def _reporter(progress: Progress | None, total: int) -> Callable[[int], None]:
+    done = 0
+
+    def report(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(done, total)
+
+    return report

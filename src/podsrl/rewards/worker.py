@@ -1,0 +1,73 @@
+"""The process that grades: one JSON job per line on standard input, one reply per line.
+
+Run by file name, so that it imports neither torch nor the program that started it.
+"""
+
+import json
+import signal
+import sys
+from functools import cache
+from typing import Any
+
+MEMORY_BYTES = 8 * 2**30
+
+
+def grade_math(gold: str, answer: str) -> float:
+    """Return 1.0 when math-verify finds the two answers equal, else 0.0.
+
+    Both are put between dollars, since math-verify overlooks bare LaTeX; the answer is also
+    tried as it stands, for a sentence with the answer in it.
+    """
+    from math_verify import parse, verify
+
+    parsed_gold = parse(f"${gold}$", parsing_timeout=None)
+    for text in (f"${answer}$", answer):
+        parsed = parse(text, parsing_timeout=None)
+        if verify(parsed_gold, parsed, timeout_seconds=None, raise_on_error=True):
+            return 1.0
+    return 0.0
+
+
+def grade_reasoning_gym(name: str, arguments: str, index: int, answer: str | None) -> float:
+    """Return the score, 0 to 1, that the reasoning-gym data set gives this answer."""
+    dataset = _dataset(name, arguments)
+    return float(dataset.score_answer(answer, entry=dataset[index]))
+
+
+@cache
+def _dataset(name: str, arguments: str) -> Any:
+    from reasoning_gym import create_dataset
+
+    return create_dataset(name, **json.loads(arguments))
+
+
+GRADERS = {"math": grade_math, "reasoning_gym": grade_reasoning_gym}
+
+
+def serve(graders: dict[str, Any]) -> None:
+    """Answer jobs until standard input ends."""
+    replies, sys.stdout = sys.stdout, sys.stderr  # a grader's print must not mix with replies
+    print(json.dumps({"ready": True}), file=replies, flush=True)
+    # The alarm ends a worker that hangs after its parent is gone. Windows has none.
+    alarm = getattr(signal, "alarm", lambda seconds: 0)
+    for line in sys.stdin:
+        job = json.loads(line)
+        alarm(job.pop("kill_after_seconds"))
+        try:
+            reply = {"score": graders[job.pop("grader")](**job)}
+        except Exception as error:  # a failed grading is expected here; the caller counts it
+            reply = {"error": f"{type(error).__name__}: {error}"}
+        alarm(0)
+        print(json.dumps(reply), file=replies, flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    except ImportError:  # Windows
+        pass
+    import math_verify  # noqa: F401  (here, so that the first job is not charged for it)
+
+    serve(GRADERS)

@@ -1,0 +1,116 @@
+"""What a task is: questions with answers in two splits, and how completions are scored."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from podsrl.rewards.answers import has_format, last_number, tagged_answer
+from podsrl.rewards.functions import (
+    RewardFunction,
+    Score,
+    correctness_reward,
+    format_reward,
+    score_by_answer,
+    tag_count_reward,
+)
+
+Row = dict[str, Any]
+SPLITS = ("train", "test")
+TAGS_PROMPT = (
+    "Solve the problem. First think it through between <think> and </think>, then give only the "
+    "final answer between <answer> and </answer>, like this:\n"
+    "<think>\nyour reasoning\n</think>\n<answer>\nyour final answer\n</answer>"
+)
+FORMATS = ("tags", "number")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Questions, answers and rewards under one name.
+
+    Example: `load_task("arithmetic").rows("test", 1)[0]["answer"]` is a number as text.
+    """
+
+    name: str
+    load_split: Callable[[str], Sequence[Row]]
+    """"train" or "test" -> rows; see `rows`."""
+    extract_answer: Callable[[str], str | None]
+    """Completion text -> the final answer in it, None without one; maj@k votes on it."""
+    score: Score
+    """Completion texts and their rows -> scores, 1 for right, None where grading failed."""
+    reward_funcs: Mapping[str, RewardFunction]
+    """Reward functions in TRL's signature, by name."""
+    reward_weights: Mapping[str, float]
+    """Default weight of each reward: on one GPU, those of the paper."""
+    has_format: bool
+    """Whether answers are asked for in think and answer tags."""
+    max_new_tokens: int
+    """Default length limit of a completion, in tokens."""
+
+    def rows(self, split: str, limit: int | None = None) -> list[Row]:
+        """Return the rows of a split, the first `limit` of them.
+
+        Each row has `prompt` (chat messages), `answer` (text) and what else the rewards need. The
+        test questions are the same for every seed, and none of them is among the train questions.
+
+        Raises: ValueError for an unknown split or a limit under 1.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"split is {split!r}: choose train or test")
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit is {limit}: at least 1 problem is needed")
+        return list(self.load_split(split)[:limit])
+
+    def is_correct(self, completion_text: str, row: Row) -> bool | None:
+        """Return whether the completion answers the row's question, None if grading failed."""
+        score = self.score([completion_text], [row])[0]
+        return None if score is None else score >= 1.0
+
+    def keeps_format(self, completion_text: str) -> bool:
+        """Return whether the text is think and answer in tags and nothing else."""
+        return has_format(completion_text)
+
+
+def make_task(
+    name: str,
+    load_split: Callable[[str], Sequence[Row]],
+    *,
+    answer_format: str,
+    max_new_tokens: int,
+    score: Score | None = None,
+) -> Task:
+    """Return a task whose answers stand in tags ("tags") or are the last number ("number").
+
+    With tags the rewards are correctness, format and tag count, weighted 1, 0.1 and 0.1; without,
+    correctness alone. `score` takes the place of comparing answers.
+
+    Raises: ValueError for another format.
+    """
+    if answer_format not in FORMATS:
+        raise ValueError(f"answer_format is {answer_format!r}: choose from {', '.join(FORMATS)}")
+    tags = answer_format == "tags"
+    extract = tagged_answer if tags else last_number
+    score = score or score_by_answer(extract)
+    rewards: dict[str, RewardFunction] = {"correctness": correctness_reward(score)}
+    weights = {"correctness": 1.0}
+    if tags:
+        rewards |= {"format": format_reward, "tag_count": tag_count_reward}
+        weights |= {"format": 0.1, "tag_count": 0.1}
+    return Task(
+        name=name,
+        load_split=functools.cache(load_split),
+        extract_answer=extract,
+        score=score,
+        reward_funcs=rewards,
+        reward_weights=weights,
+        has_format=tags,
+        max_new_tokens=max_new_tokens,
+    )
+
+
+def make_row(question: str, answer: str, *, tags: bool, **columns: Any) -> Row:
+    """Return a row that asks the question, after the format's system message with tags."""
+    system = [{"role": "system", "content": TAGS_PROMPT}] if tags else []
+    prompt = [*system, {"role": "user", "content": question}]
+    return {"prompt": prompt, "answer": answer, **columns}
