@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -90,7 +90,7 @@ class SharedPrefix:
 
 def shared_prefix(packed: PackedBatch) -> SharedPrefix:
     """The index tensors of `podsrl_sdpa` for one packed batch."""
-    width, (num_rows, num_columns) = packed.prompt_width, packed.filled_BC.shape
+    width, num_columns = packed.prompt_width, packed.filled_BC.shape[1]
     num_prompts, length = len(packed.leaders_P), num_columns - width
     row_S, column_S = packed.cell_of_token_S // num_columns, packed.position_ids_S
     rank_B = torch.zeros_like(packed.leader_B)
@@ -145,7 +145,7 @@ AttentionInterface.register(SHARED_PREFIX, shared_prefix_attention)
 AttentionMaskInterface.register(SHARED_PREFIX, sdpa_mask)
 
 
-def use_shared_prefix(model: nn.Module) -> bool:
+def use_shared_prefix(model: PreTrainedModel) -> bool:
     """Switch a transformers model from sdpa to `podsrl_sdpa`; True if it now uses that.
 
     The switch is for good: gradient checkpointing runs a layer again after the forward pass has
@@ -157,7 +157,7 @@ def use_shared_prefix(model: nn.Module) -> bool:
     return bool(model.config._attn_implementation == SHARED_PREFIX)
 
 
-def attention_inputs(model: nn.Module, packed: PackedBatch) -> dict[str, Any]:
+def attention_inputs(model: PreTrainedModel, packed: PackedBatch) -> dict[str, Any]:
     """The keyword arguments that tell a transformers model who sees whom in a packed row.
 
     Args:
@@ -170,11 +170,11 @@ def attention_inputs(model: nn.Module, packed: PackedBatch) -> dict[str, Any]:
         # A 4-D mask is passed on unread by transformers; of size 0, it fails if anyone reads it.
         unread = torch.ones(1, 1, 0, 0, dtype=torch.bool, device=packed.input_ids_S.device)
         return {"attention_mask": unread, "shared_prefix": shared_prefix(packed)}
-    masks = {kind: _mask(model, packed, window) for kind, window in _windows(config).items()}
+    masks = {kind: _mask(model, packed, window) for kind, window in layer_windows(config).items()}
     return {"attention_mask": masks if len(masks) > 1 else next(iter(masks.values()))}
 
 
-def _windows(config: Any) -> dict[str, int | None]:
+def layer_windows(config: Any) -> dict[str, int | None]:
     """Window of each kind of layer; None sees everything."""
     kinds = getattr(config, "layer_types", None)
     window = getattr(config, "sliding_window", None)
@@ -184,7 +184,7 @@ def _windows(config: Any) -> dict[str, int | None]:
     return {kind: window if kind == "sliding_attention" else None for kind in sorted(set(kinds))}
 
 
-def _mask(model: nn.Module, packed: PackedBatch, window: int | None) -> Tensor | BlockMask:
+def _mask(model: PreTrainedModel, packed: PackedBatch, window: int | None) -> Tensor | BlockMask:
     implementation = model.config.get_text_config()._attn_implementation
     if implementation == "flex_attention":
         return block_mask(packed, window)

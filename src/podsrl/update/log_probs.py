@@ -12,7 +12,11 @@ from podsrl.update.packing import PackedBatch
 
 
 def packed_log_probs(
-    model: nn.Module, packed: PackedBatch, *, compute_entropy: bool = False
+    model: nn.Module,
+    packed: PackedBatch,
+    *,
+    compute_entropy: bool = False,
+    attention: dict[str, Any] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probability of each completion token given its prompt and the tokens before it.
 
@@ -26,6 +30,7 @@ def packed_log_probs(
         packed: from `pack`.
         compute_entropy: also return the entropy of each token's distribution; the model must have
             been prepared with `outputs=("log_probs", "entropy")`.
+        attention: from `attention_inputs`, to use the same masks in several passes.
 
     Returns:
         Log-probs in nats, shape (B, T), zero at padding; entropies of the same shape, or None.
@@ -35,13 +40,14 @@ def packed_log_probs(
         >>> log_probs, _ = packed_log_probs(model, packed)
     """
     causal_lm = unwrap(model)
+    attention = attention_inputs(causal_lm, packed) if attention is None else attention
     with _only_hidden_states(causal_lm.base_model, packed.predictor_K):
         outputs = model(
             input_ids=packed.input_ids_S[None],
             position_ids=packed.position_ids_S[None],
             shift_labels=packed.label_K[None],
             fused_lm_head=True,
-            **attention_inputs(causal_lm, packed),
+            **attention,
         )
     log_probs_BT = packed.unpack(outputs.log_probs[0])
     return log_probs_BT, packed.unpack(outputs.entropy[0]) if compute_entropy else None
@@ -49,7 +55,7 @@ def packed_log_probs(
 
 def unwrap(model: nn.Module) -> Any:
     """The transformers causal LM inside DDP, FSDP, DeepSpeed, torch.compile and PEFT wrappers."""
-    inner = extract_model_from_parallel(model, keep_fp32_wrapper=True)
+    inner = extract_model_from_parallel(model, keep_torch_compile=False)
     return inner.get_base_model() if hasattr(inner, "peft_config") else inner
 
 

@@ -1,0 +1,119 @@
+"""Micro-batches that keep the rollouts of one prompt together and carry equal numbers of tokens."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def balance(
+    prompt_lengths: Sequence[int],
+    completion_lengths: Sequence[int],
+    groups: Sequence[int],
+    num_batches: int,
+) -> list[list[int]]:
+    """Divide rows into `num_batches` micro-batches of equally many rows and nearly equal tokens.
+
+    A prompt counts once per micro-batch that holds it. Equal row counts keep the loss what it was:
+    TRL averages some losses per micro-batch. Groups stay whole, or are cut into equal parts when a
+    micro-batch is smaller than a group; units are handed out largest first, each to the lightest
+    micro-batch with room. Where neither size divides the other, rows are cut in group order, so
+    that a micro-batch tears at most two groups. The result depends on the arguments alone.
+
+    Args:
+        prompt_lengths, completion_lengths: tokens of each row.
+        groups: equal numbers name rows of one prompt.
+        num_batches: must divide the number of rows.
+
+    Returns:
+        Row indices of each micro-batch, ascending.
+
+    Raises:
+        ValueError: lists of unequal length, or rows that do not divide evenly.
+
+    Example:
+        >>> balance([5] * 8, [9, 9, 1, 1, 1, 1, 9, 9], [0, 0, 1, 1, 2, 2, 3, 3], 2)
+        [[0, 1, 2, 3], [4, 5, 6, 7]]
+    """
+    num_rows = len(groups)
+    if not len(prompt_lengths) == len(completion_lengths) == num_rows:
+        raise ValueError(
+            f"{len(prompt_lengths)} prompt lengths, {len(completion_lengths)} completion lengths "
+            f"and {num_rows} groups; pass one of each per row."
+        )
+    if num_batches < 1 or num_rows % num_batches:
+        raise ValueError(
+            f"{num_rows} rows cannot be divided into {num_batches} micro-batches of equal size; "
+            "choose a divisor of the number of rows."
+        )
+    size = num_rows // num_batches
+    members: dict[int, list[int]] = {}
+    for row, group in enumerate(groups):
+        members.setdefault(group, []).append(row)
+    smallest = min(len(rows) for rows in members.values())
+    unit = math.gcd(size, *(len(rows) for rows in members.values()))
+    if unit < min(size, smallest):
+        ordered = [row for rows in members.values() for row in rows]
+        return [sorted(ordered[i * size : (i + 1) * size]) for i in range(num_batches)]
+    units = [part for rows in members.values() for part in _cut(rows, completion_lengths, unit)]
+    tokens = [prompt_lengths[u[0]] + sum(completion_lengths[row] for row in u) for u in units]
+    return _hand_out(units, tokens, num_batches, size)
+
+
+def _cut(rows: list[int], lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Parts of `size` rows, the longest rows dealt back and forth so that parts weigh alike."""
+    num_parts = len(rows) // size
+    parts: list[list[int]] = [[] for _ in range(num_parts)]
+    for place, row in enumerate(sorted(rows, key=lambda row: (-lengths[row], row))):
+        turn, seat = divmod(place, num_parts)
+        parts[seat if turn % 2 == 0 else num_parts - 1 - seat].append(row)
+    return parts
+
+
+def _hand_out(
+    units: list[list[int]], tokens: list[int], num_batches: int, size: int
+) -> list[list[int]]:
+    batches: list[list[int]] = [[] for _ in range(num_batches)]
+    loads = [0] * num_batches
+    for index in sorted(range(len(units)), key=lambda index: (-tokens[index], index)):
+        rows = units[index]
+        open_batches = [i for i in range(num_batches) if len(batches[i]) + len(rows) <= size]
+        lightest = min(open_batches, key=lambda i: (loads[i], i))
+        batches[lightest] += rows
+        loads[lightest] += tokens[index]
+    return [sorted(rows) for rows in batches]
+
+
+def regroup(batches: list[dict[str, Any]], rows: list[list[int]]) -> list[dict[str, Any]]:
+    """The same rows dealt out anew: batch i of the result holds `rows[i]`.
+
+    Args:
+        batches: dictionaries with the same keys. Tensors with axes and lists are batch-first;
+            None and 0-d tensors belong to all batches alike and are handed on.
+        rows: row numbers, counted through `batches` in order; each row exactly once.
+
+    Raises:
+        ValueError: rows that are not a permutation.
+    """
+    joined = {key: _join([batch[key] for batch in batches]) for key in batches[0]}
+    num_rows = sum(len(part) for part in rows)
+    if sorted(row for part in rows for row in part) != list(range(num_rows)):
+        raise ValueError(f"rows must name each of {num_rows} rows exactly once, got {rows}.")
+    return [{key: _take(value, part) for key, value in joined.items()} for part in rows]
+
+
+def _join(values: list[Any]) -> Any:
+    first = values[0]
+    if first is None or (isinstance(first, Tensor) and first.ndim == 0):
+        return first
+    return torch.cat(values) if isinstance(first, Tensor) else [x for part in values for x in part]
+
+
+def _take(value: Any, rows: list[int]) -> Any:
+    if value is None or (isinstance(value, Tensor) and value.ndim == 0):
+        return value
+    if isinstance(value, Tensor):
+        return value[torch.tensor(rows, device=value.device)]
+    return [value[row] for row in rows]
