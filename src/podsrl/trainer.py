@@ -220,7 +220,7 @@ class PODSTrainer(GRPOTrainer):
         """TRL's reward metrics over all n instead of the kept m, and `pods/` for the kept ones."""
         assert self._selection is not None
         selection, metrics = self._selection, self._metrics["train"]
-        values = reward_statistics(selection.rewards_PN)
+        values = reward_statistics(combine(selection.rewards_per_func_PNF, self.reward_weights))
         for i, name in enumerate(self.reward_func_names):
             each = reward_statistics(selection.rewards_per_func_PNF[..., i])
             values[f"rewards/{name}/mean"] = each["reward"]

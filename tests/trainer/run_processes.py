@@ -1,6 +1,6 @@
-"""Trains two steps under `accelerate launch` and writes down rewards, choice and kept rows.
+"""Trains two steps per case in several processes and writes down rewards, choice and kept rows.
 
-usage: run_processes.py MODEL_FOLDER OUTPUT_FOLDER ROWS_PER_PROCESS NUM_ROLLOUTS
+usage: torchrun ... run_processes.py MODEL_FOLDER OUTPUT_FOLDER ROWS_PER_PROCESS:NUM_ROLLOUTS ...
 """
 
 import json
@@ -14,7 +14,7 @@ from harness import build
 from tiny import even_reward, text_of
 
 
-def main(folder: str, output: str, rows: str, num_rollouts: str) -> None:
+def train(folder: str, output: str, rows: int, num_rollouts: int) -> dict[str, Any]:
     def logging_reward(completions: list, log_extra: Any, **_: Any) -> list[float]:
         log_extra("text", [text_of(completion) for completion in completions])
         return even_reward(completions)
@@ -23,8 +23,8 @@ def main(folder: str, output: str, rows: str, num_rollouts: str) -> None:
         folder,
         Path(output),
         rewards=[logging_reward],
-        per_device_train_batch_size=int(rows),
-        num_rollouts=int(num_rollouts),
+        per_device_train_batch_size=rows,
+        num_rollouts=num_rollouts,
         max_steps=2,
     )
     record: dict[str, Any] = {"selections": [], "kept": [], "texts": []}
@@ -54,8 +54,14 @@ def main(folder: str, output: str, rows: str, num_rollouts: str) -> None:
     trainer._generate_and_score_completions = spy_score
     trainer.train()
     record["log_history"] = trainer.state.log_history
-    rank = trainer.accelerator.process_index
-    Path(output, f"record-{rank}.json").write_text(json.dumps(record))
+    record["rank"] = trainer.accelerator.process_index
+    return record
+
+
+def main(folder: str, output: str, *cases: str) -> None:
+    records = {case: train(folder, output, *map(int, case.split(":"))) for case in cases}
+    rank = records[cases[0]]["rank"]
+    Path(output, f"records-{rank}.json").write_text(json.dumps(records))
 
 
 if __name__ == "__main__":
