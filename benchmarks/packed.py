@@ -5,7 +5,8 @@
 Arms: `padded` (TRL's call), `dense` (packed row, S x S mask), `shared` (packed row, attention per
 prompt and per completion), `alone` (as `shared`, but every rollout brings its own prompt: what is
 won without sharing). Each size runs all arms in turn, `--repeats` times; the JSON holds medians,
-the ratio of medians to `padded`, tokens read, and the largest difference of log-probs in nats.
+their ratios to `padded`, tokens read, and the largest difference of log-probs in nats. On a machine
+that others use, compare processor seconds under OMP_NUM_THREADS=1; they leave out waiting.
 """
 
 import argparse
@@ -69,7 +70,7 @@ def measure(arm: str, model: Any, batch: tuple[Tensor, ...], bf16: bool) -> dict
     """Seconds of one forward and backward pass, with what it computed."""
     model.set_attn_implementation(ARMS[arm])
     model.zero_grad(set_to_none=True)
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     with torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
         values, num_tokens = log_probs(arm, model, batch)
     forward = time.perf_counter()
@@ -77,6 +78,7 @@ def measure(arm: str, model: Any, batch: tuple[Tensor, ...], bf16: bool) -> dict
     end = time.perf_counter()
     return {
         "seconds": end - start,
+        "cpu_seconds": time.process_time() - cpu_start,
         "forward_seconds": forward - start,
         "num_tokens": num_tokens,
         "values": values.detach(),
@@ -91,26 +93,32 @@ def compare(model: Any, batch: tuple[Tensor, ...], bf16: bool, repeats: int) -> 
         runs = [timed[arm] for timed in rounds[1:]]
         result[arm] = {
             key: statistics.median(run[key] for run in runs)
-            for key in ("seconds", "forward_seconds", "num_tokens")
+            for key in ("seconds", "cpu_seconds", "forward_seconds", "num_tokens")
         }
         error = (runs[0]["values"] - truth).abs().max().item()
         result[arm]["max_log_prob_difference"] = error
     for arm in ARMS:
-        result[arm]["speedup"] = result["padded"]["seconds"] / result[arm]["seconds"]
+        for key in ("seconds", "cpu_seconds"):
+            result[arm][f"{key}_speedup"] = result["padded"][key] / result[arm][key]
     return result
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--layers", type=int, help="keep this many layers only, for a quick look")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--sizes", nargs="*", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     model = load_model(args.model, attn_implementation="sdpa").train()
+    if args.layers:
+        model.base_model.layers = model.base_model.layers[: args.layers]
+        model.config.num_hidden_layers = args.layers
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
     report: dict[str, Any] = {
         "model": args.model,
+        "num_layers": model.config.num_hidden_layers,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "machine": platform.machine(),
@@ -122,7 +130,7 @@ def main() -> None:
         for precision in ("float32", "bf16 autocast"):
             result = compare(model, batch, precision != "float32", args.repeats)
             report["results"][f"{name}, {precision}"] = result
-            speedups = {arm: round(result[arm]["speedup"], 2) for arm in ARMS}
+            speedups = {arm: f"{result[arm]['cpu_seconds_speedup']:.2f}" for arm in ARMS}
             print(name, precision, f"{result['padded']['seconds']:.2f} s", speedups, flush=True)
     if args.output:
         args.output.write_text(json.dumps(report, indent=1) + "\n")

@@ -52,7 +52,10 @@ def test_unpack_puts_values_back() -> None:
 
 def test_groups_given_or_found_are_the_same() -> None:
     prompts, completions = left([[4, 4], [4], [4, 4]], 2), right([[1], [2], [3]], 1)
-    found, given = pack(*prompts, *completions), pack(*prompts, *completions, torch.tensor([9, 2, 9]))
+    found, given = (
+        pack(*prompts, *completions),
+        pack(*prompts, *completions, torch.tensor([9, 2, 9])),
+    )
     assert found.input_ids_S.tolist() == given.input_ids_S.tolist() == [4, 4, 1, 4, 2, 3]
     alone = pack(*prompts, *completions, torch.arange(3))
     assert alone.input_ids_S.tolist() == [4, 4, 1, 4, 2, 4, 4, 3]

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from accelerate.utils.other import has_compiled_regions, is_compiled_module
 from torch import Tensor, nn
 
@@ -54,7 +55,8 @@ def _known_reason(model: nn.Module, causal_lm: Any) -> str | None:
     kinds = set(getattr(config.get_text_config(), "layer_types", None) or ())
     if is_compiled_module(model) or has_compiled_regions(model):
         return "the model is compiled, and a compiled model does not see hooks added later"
-    if any(peft.is_prompt_learning for peft in getattr(causal_lm, "peft_config", {}).values()):
+    adapters = getattr(extract_model_from_parallel(model), "peft_config", {})
+    if any(adapter.is_prompt_learning for adapter in adapters.values()):
         return "prompt learning puts virtual tokens before every row"
     if config.get_text_config() is not config:
         return f"{kind} reads more than text"
