@@ -1,0 +1,136 @@
+"""podsrl train: a recipe and flags -> a run folder."""
+
+import sys
+from pathlib import Path
+
+USAGE = """podsrl train: train a language model with PODS
+
+usage: podsrl train [RECIPE.yaml] [--flag value ...]
+
+A recipe is a YAML file of flags; flags on the command line win over it. Besides the flags below,
+every field of TRL's GRPOConfig and ModelConfig is one: --learning_rate, --beta, --use_vllm,
+--use_peft, --lora_r ... (podsrl train --help all lists them).
+
+  --task NAME             arithmetic (default), gsm8k, math, reasoning_gym:<name>, jsonl:<path>
+  --data PATH             the task's data from local files instead of the hub
+  --model NAME            smollm2-135m (packaged, default), a local folder, or a hub id
+  --num_rollouts N        n: rollouts sampled per prompt (default 4 x num_generations)
+  --num_generations M     m: rollouts kept per prompt for the update
+  --selection_rule RULE   max_variance (default), max_reward, random, percentile
+  --advantage_from WHAT   kept (default) or all: whose mean and deviation scale the advantages
+  --output_dir FOLDER     the run folder; a number is added if it holds a run already
+  --max_steps STEPS       optimizer steps
+  --evaluate_limit K      held-out questions of the evaluation before and after (default 256)
+  --resume                go on from the last checkpoint in --output_dir
+
+Batch sizes count kept rollouts: a step trains on per_device_train_batch_size x
+gradient_accumulation_steps of them per device, from that number / num_generations prompts.
+
+Ctrl-C finishes the step, saves a checkpoint and says how to go on.
+
+examples
+  podsrl train recipes/arithmetic-smollm2.yaml
+  podsrl train recipes/arithmetic-smollm2.yaml --selection_rule random --output_dir runs/random
+  accelerate launch -m podsrl.cli.train recipes/gsm8k-qwen2.5-3b-8xh100.yaml"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train as the recipe and the flags say; 0 done, 2 bad input, 130 stopped by Ctrl-C."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv in (["-h"], ["--help"]):
+        print(USAGE)
+        return 0
+    from rich.console import Console
+
+    console = Console()
+    try:
+        run = _prepare(argv, console)
+    except (ValueError, OSError) as error:
+        print(f"podsrl train: {error}", file=sys.stderr)
+        return 2
+    from podsrl.experiment.training import describe, run_training
+
+    console.print(_headline(run), highlight=False)
+    try:
+        result = run_training(run)
+    except KeyboardInterrupt:
+        console.print("stopped at once; checkpoints written before are kept")
+        return 130
+    if result is None:
+        console.print(f"stopped. To go on: {_resume_command(argv, run.folder)}", soft_wrap=True)
+        return 130
+    if "gain_points" in result:
+        before, after = (result[when]["accuracy_greedy"] for when in ("before", "after"))
+        console.print(
+            f"held-out accuracy {describe(before)} -> {describe(after)}, "
+            f"{result['gain_points']:+.1f} points in {result['seconds']['training'] / 60:.1f} "
+            "minutes of training"
+        )
+    if result:
+        console.print(f"everything is in {run.folder}", soft_wrap=True)
+    return 0
+
+
+def _prepare(argv: list[str], console):  # type: ignore[no-untyped-def]
+    from trl import ModelConfig, TrlParser
+
+    from podsrl.config import PODSConfig
+    from podsrl.experiment.training import RunArguments, prepare_run
+
+    parser = TrlParser((RunArguments, PODSConfig, ModelConfig), prog="podsrl train")
+    parser.set_defaults(**_defaults())
+    arguments, config, model_config = parser.parse_args_and_config(_expand(argv))
+    return prepare_run(arguments, config, model_config, console)
+
+
+def _expand(argv: list[str]) -> list[str]:
+    """A leading recipe becomes --config; `--help all` becomes argparse's own help."""
+    if argv[:2] == ["--help", "all"]:
+        return ["--help"]
+    if not argv or argv[0].startswith("-"):
+        return argv
+    if not Path(argv[0]).is_file():
+        raise ValueError(f"recipe {argv[0]} does not exist: give a YAML file, or flags only")
+    return ["--config", *argv]
+
+
+def _defaults() -> dict[str, object]:
+    """Defaults that differ from TRL's: what a run on this machine should look like."""
+    return {
+        "output_dir": "runs/run",
+        "logging_steps": 1,
+        "report_to": "none",
+        "save_strategy": "no",
+        "bf16": _has_fast_bfloat16(),
+    }
+
+
+def _has_fast_bfloat16() -> bool:
+    """TRL trains in bfloat16 by default, which CPUs without instructions for it only emulate."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def _headline(run) -> str:  # type: ignore[no-untyped-def]
+    config = run.config
+    prompts = config.generation_batch_size // config.num_generations
+    return (
+        f"{run.arguments.model} on {run.task.name}: {prompts} prompts x {config.num_rollouts} "
+        f"rollouts, {config.num_generations} kept by {config.selection_rule}; {run.folder}"
+    )
+
+
+def _resume_command(argv: list[str], folder: Path) -> str:
+    kept = [word for word in argv if word != "--resume"]
+    if "--output_dir" in kept:
+        kept[kept.index("--output_dir") + 1] = str(folder)
+    else:
+        kept += ["--output_dir", str(folder)]
+    return " ".join(["podsrl train", *kept, "--resume"])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,109 @@
+"""The folder of a run: what was run, with which versions, and everything it measured.
+
+config.json      every setting, resolved
+versions.json    of python, torch, transformers, trl, podsrl and the device
+metrics.jsonl    one line per logged step (docs/metrics.md defines each key)
+before/, after/  evaluation.json and answers.jsonl of the two evaluations
+result.json      accuracy before and after, seconds per phase, n, m, rule, seed
+curve.png        the learning curve
+model/           the trained model in safetensors
+"""
+
+import json
+import platform
+from dataclasses import fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("podsrl", "torch", "transformers", "trl", "accelerate", "peft", "datasets")
+
+
+def free_folder(wanted: Path) -> Path:
+    """The wanted folder, or the first of wanted-2, wanted-3, ... that holds no run yet."""
+    folder, number = wanted, 1
+    while (folder / "config.json").exists():
+        number += 1
+        folder = wanted.with_name(f"{wanted.name}-{number}")
+    return folder
+
+
+def versions(device: str) -> dict[str, str]:
+    """Versions of everything that can change a result, and the hardware's name."""
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+        "platform": platform.platform(),
+        "device": device,
+    }
+
+
+def device_name(device: Any) -> str:
+    """What the computation runs on, for people to read."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON that people can read; values JSON lacks are written as text."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read what `write_json` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def settings_of(*sources: Any) -> dict[str, Any]:
+    """The fields of the dataclasses that JSON can hold, later ones first in doubt."""
+    settings: dict[str, Any] = {}
+    for source in sources:
+        values = {field.name: getattr(source, field.name) for field in fields(source)}
+        settings |= {key: value for key, value in values.items() if _is_plain(value)}
+    return settings
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_is_plain(item) for item in value)
+    if isinstance(value, dict):
+        return all(_is_plain(item) for item in value.values())
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl, in order of steps; empty before the first step."""
+    path = folder / "metrics.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def keep_metrics_until(folder: Path, step: int) -> None:
+    """Drop rows after the step: a resumed run goes through those steps again."""
+    rows = [row for row in read_metrics(folder) if row["step"] <= step]
+    if rows:
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
+    else:
+        (folder / "metrics.jsonl").unlink(missing_ok=True)
+
+
+def phase_seconds(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Training seconds per phase and in all; each row holds the mean over the steps it covers.
+
+    Example: rows at steps 1 and 3 with sampling seconds 2.0 and 4.0 add up to 2 + 2 x 4 = 10.
+    """
+    totals: dict[str, float] = {}
+    previous = 0
+    for row in rows:
+        for key, value in row.items():
+            if key.startswith("time/") and value is not None:
+                phase = key.removeprefix("time/").removesuffix("_seconds")
+                totals[phase] = totals.get(phase, 0.0) + value * (row["step"] - previous)
+        previous = row["step"]
+    return {**totals, "training": sum(totals.values())}
