@@ -6,7 +6,6 @@ place. Layers with a sliding window keep all positions too, and the model's mask
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import (

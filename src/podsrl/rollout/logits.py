@@ -70,19 +70,21 @@ def _cut(weights_BV: Tensor, settings: SamplingSettings) -> Tensor:
 def _cut_top_p(weights_BV: Tensor, top_p: float) -> Tensor:
     """Weights of the fewest likeliest tokens that reach the share top_p of the mass, else 0."""
     total_B1 = weights_BV.sum(-1, keepdim=True, dtype=torch.float64)
-    num_candidates = min(weights_BV.shape[1], TOP_P_CANDIDATES)
-    # Looking whether a partial sort suffices costs CUDA a synchronisation: sort fully there.
-    if weights_BV.is_cuda:
-        num_candidates = weights_BV.shape[1]
-    top_BK, index_BK = weights_BV.topk(num_candidates)
-    if num_candidates < weights_BV.shape[1]:
-        if bool((top_BK.sum(-1, keepdim=True, dtype=torch.float64) < top_p * total_B1).any()):
-            top_BK, index_BK = weights_BV.sort(descending=True)
+    top_BK, index_BK = weights_BV.topk(_num_candidates(weights_BV))
+    reached_B1 = top_BK.sum(-1, keepdim=True, dtype=torch.float64)
+    if top_BK.shape[1] < weights_BV.shape[1] and bool((reached_B1 < top_p * total_B1).any()):
+        top_BK, index_BK = weights_BV.sort(descending=True)
     # A token stays when the likelier ones before it do not reach top_p yet; the first always.
     before_BK = top_BK.cumsum(-1, dtype=torch.float64) - top_BK
     drop_BK = before_BK >= top_p * total_B1
     drop_BK[:, 0] = False
     return torch.zeros_like(weights_BV).scatter_(1, index_BK, top_BK.masked_fill(drop_BK, 0))
+
+
+def _num_candidates(weights_BV: Tensor) -> int:
+    """Tokens to sort for top_p; all on CUDA, which would have to wait to see if fewer suffice."""
+    size = weights_BV.shape[1]
+    return size if weights_BV.is_cuda else min(size, TOP_P_CANDIDATES)
 
 
 def _draw(weights_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 Shape letters: P prompts, N rollouts per prompt, B flat rows.
 """
 
+import itertools
 import os
 
 import torch
@@ -35,7 +36,7 @@ def bytes_per_row(config: PreTrainedConfig, num_tokens: int, *, dtype: torch.dty
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory not in use on the device, that held in reserve by torch's allocator counted as free."""
+    """Memory not in use on the device; what torch's allocator holds in reserve counts as free."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
@@ -79,7 +80,7 @@ def plan_chunks(
     starts = [0]
     for size in _equal_parts(num_prompts, prompts_at_once):
         starts.append(starts[-1] + size)
-    return [(range(a, b), counts) for a, b in zip(starts, starts[1:], strict=False)]
+    return [(range(start, stop), counts) for start, stop in itertools.pairwise(starts)]
 
 
 def _equal_parts(total: int, largest: int) -> list[int]:
