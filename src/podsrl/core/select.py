@@ -12,14 +12,11 @@ from typing import Any, SupportsIndex
 import torch
 from torch import Tensor
 
-from podsrl.core.order import ascending_keys, descending_keys, lowest, random_keys
+from podsrl.core import order
 
 # Splits whose variances differ by less than this share are equal: it lies above the rounding
 # error of the sums (about m * 2e-16) and below the 1e-12 to which the choice is exact.
 _EQUAL_VARIANCE = 2.0**-42
-
-# Rollouts handled at a time on a CPU, per thread: the working set then stays in the cache.
-_CHUNK_ROLLOUTS = 2**15
 
 
 def select(
@@ -64,6 +61,7 @@ def select(
     step = _groups_at_a_time(rewards_PN)
     for first in range(0, num_groups, step):
         part = slice(first, first + step)
+        _check_values(rewards_PN[part], first_group=first)
         kept_PM[part] = RULES[rule](rewards_PN[part], num_kept, seed=seed, first_group=first)
     return kept_PM[0] if is_one_group else kept_PM
 
@@ -89,7 +87,9 @@ def max_variance(rewards_PN: Tensor, keep: int, *, seed: int = 0, first_group: i
         >>> max_variance(torch.tensor([[0, 0, 0, 0, 1]]), keep=4)[:, -1]  # 0, 0, 0 and the 1
         tensor([4])
     """
-    lowest_PM, highest_PM = _tails(rewards_PN, keep, seed=seed, first_group=first_group)
+    lowest_PM, highest_PM = order.ends(
+        rewards_PN, keep, order.both_ends, seed=seed, first_group=first_group
+    )
     lows_PM = rewards_PN.gather(1, lowest_PM).double()
     highs_PM = rewards_PN.gather(1, highest_PM).double()
     num_low_P1 = _best_split(lows_PM, highs_PM).unsqueeze(1)
@@ -108,8 +108,8 @@ def max_reward(rewards_PN: Tensor, keep: int, *, seed: int = 0, first_group: int
         >>> max_reward(torch.tensor([[0.3, 0.1, 0.2]]), keep=2)
         tensor([[0, 2]])
     """
-    keys_PN = ascending_keys(rewards_PN, seed=seed, first_group=first_group)
-    return _ascending(lowest(descending_keys(keys_PN, rewards_PN), keep))
+    (kept_PM,) = order.ends(rewards_PN, keep, order.high_end, seed=seed, first_group=first_group)
+    return _ascending(kept_PM)
 
 
 def random(rewards_PN: Tensor, keep: int, *, seed: int = 0, first_group: int = 0) -> Tensor:
@@ -121,7 +121,9 @@ def random(rewards_PN: Tensor, keep: int, *, seed: int = 0, first_group: int = 0
         >>> random(torch.tensor([[0.3, 0.1, torch.nan]]), keep=2)
         tensor([[0, 1]])
     """
-    return _ascending(lowest(random_keys(rewards_PN, seed=seed, first_group=first_group), keep))
+    equal_PN = (rewards_PN * 0).float()  # NaN stays NaN
+    (kept_PM,) = order.ends(equal_PN, keep, order.low_end, seed=seed, first_group=first_group)
+    return _ascending(kept_PM)
 
 
 def percentile(rewards_PN: Tensor, keep: int, *, seed: int = 0, first_group: int = 0) -> Tensor:
@@ -135,24 +137,14 @@ def percentile(rewards_PN: Tensor, keep: int, *, seed: int = 0, first_group: int
         >>> percentile(torch.tensor([[5, 1, 4, 2, 3, 0]]), keep=3)  # sorted places 1, 3 and 5
         tensor([[0, 1, 4]])
     """
-    keys_PN = ascending_keys(rewards_PN, seed=seed, first_group=first_group)
-    num_scored_P1 = rewards_PN.isnan().logical_not().sum(1, keepdim=True)
+    positions_N = torch.arange(rewards_PN.shape[1], device=rewards_PN.device)
+    groups_P = torch.arange(first_group, first_group + len(rewards_PN), device=rewards_PN.device)
+    keys_PN = order.order_keys(rewards_PN, positions_N, groups_P, seed=seed)
+    num_scored_P1 = order.num_scored(keys_PN)
     slots_M = torch.arange(keep, device=rewards_PN.device)
     places_PM = (2 * slots_M + 1) * num_scored_P1 // (2 * keep)
     places_PM = torch.where(num_scored_P1 < keep, slots_M, places_PM)
     return _ascending(keys_PN.argsort(dim=1).gather(1, places_PM))
-
-
-def _tails(rewards_PN: Tensor, keep: int, *, seed: int, first_group: int) -> tuple[Tensor, Tensor]:
-    """Return positions of the m lowest (ascending) and m highest (descending) rewards (P, M)."""
-    keys_PN = ascending_keys(rewards_PN, seed=seed, first_group=first_group)
-    num_rollouts = rewards_PN.shape[1]
-    if 3 * keep < num_rollouts:  # measured: beyond this a full sort is as fast as two selections
-        return lowest(keys_PN, keep), lowest(descending_keys(keys_PN, rewards_PN), keep)
-    order_PN = keys_PN.argsort(dim=1)
-    num_scored_P1 = rewards_PN.isnan().logical_not().sum(1, keepdim=True)
-    places_PM = num_scored_P1 - 1 - torch.arange(keep, device=rewards_PN.device)
-    return order_PN[:, :keep], order_PN.gather(1, places_PM.clamp(min=0))
 
 
 def _best_split(lows_PM: Tensor, highs_PM: Tensor) -> Tensor:
@@ -203,7 +195,7 @@ def _groups_at_a_time(rewards_PN: Tensor) -> int:
     """Return how many groups to handle at once: all on an accelerator, a cache full on a CPU."""
     if rewards_PN.device.type != "cpu":
         return max(1, len(rewards_PN))
-    return max(1, _CHUNK_ROLLOUTS * torch.get_num_threads() // rewards_PN.shape[1])
+    return max(1, order.CHUNK_ROLLOUTS * torch.get_num_threads() // rewards_PN.shape[1])
 
 
 def _checked_rewards(rewards: Any) -> tuple[Tensor, bool]:
@@ -224,19 +216,26 @@ def _checked_rewards(rewards: Any) -> tuple[Tensor, bool]:
             f"rewards have dtype {rewards.dtype}, but float or int is needed; "
             "convert them, for example with rewards.float()"
         )
-    if rewards.is_floating_point():
-        bad, bound = rewards.isinf(), "finite, or NaN where no reward could be computed"
-    elif rewards.dtype == torch.int64:
-        bad, bound = (rewards > 2**53) | (rewards < -(2**53)), "integers within 2**53"
+    return rewards.reshape(-1, shape[-1]), rewards.dim() == 1
+
+
+def _check_values(rewards_PN: Tensor, *, first_group: int) -> None:
+    if rewards_PN.is_floating_point():
+        largest = torch.finfo(rewards_PN.dtype).max
+        scored_PN = rewards_PN.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
+        bound = "finite, or NaN where no reward could be computed"
+    elif rewards_PN.dtype == torch.int64:
+        largest, scored_PN, bound = 2**53, rewards_PN, "integers within 2**53"
     else:
-        return rewards.reshape(-1, shape[-1]), rewards.dim() == 1
-    if bad.any():
-        place = tuple(bad.nonzero()[0].tolist())
+        return
+    low, high = scored_PN.aminmax()
+    if (low < -largest) | (high > largest):
+        group, rollout = ((scored_PN < -largest) | (scored_PN > largest)).nonzero()[0].tolist()
         raise ValueError(
-            f"the reward at {place} is {rewards[place].item()}, but rewards must be {bound}; "
+            f"the reward of group {first_group + group}, rollout {rollout} is "
+            f"{rewards_PN[group, rollout].item()}, but rewards must be {bound}; "
             "replace or rescale it"
         )
-    return rewards.reshape(-1, shape[-1]), rewards.dim() == 1
 
 
 def _checked_keep(keep: SupportsIndex, num_rollouts: int) -> int:

@@ -1,0 +1,164 @@
+"""podsrl select: show which rollouts each rule keeps for the rewards in a file."""
+
+import argparse
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from podsrl.core.select import RULES, select
+
+DESCRIPTION = """\
+Show which rollouts each rule keeps, and how much reward variance the kept ones have.
+
+PODS samples n rollouts of each prompt and updates the policy on m of them.  max_variance keeps
+the m whose rewards vary most; the other rules are there to compare.  "of best" is the kept
+variance as a share of the best possible one."""
+
+EXAMPLES = """\
+the file:
+  JSON  [0, 1, 0.5]   or one list per group   [[0, 1], [1, 1]]   or   {"rewards": [...]}
+  CSV   one group per line: 0,1,0.5
+  A reward that could not be computed: null in JSON, an empty field or nan in CSV.
+
+examples:
+  echo '[0, 0, 0, 0, 1, 1, 1, 0]' | podsrl select - --keep 4
+  podsrl select rewards.csv --keep 16 --rule max_variance --rule random --seed 3
+  podsrl select rewards.json --keep 16 --json > kept.json"""
+
+
+def main(argv: list[str] | None) -> int:
+    """Print what each rule keeps; return 0, or 2 when the input cannot be used."""
+    args = _parser().parse_args(argv)
+    try:
+        groups = read_rewards(_read(args.file))
+        rules = args.rule or list(RULES)
+        results = [
+            describe(group, values, args.keep, rule, args.seed)
+            for group, values in enumerate(groups)
+            for rule in rules
+        ]
+    except (OSError, ValueError) as error:
+        print(f"podsrl select: {error}", file=sys.stderr)
+        return 2
+    if args.json:
+        print(json.dumps({"keep": args.keep, "seed": args.seed, "groups": results}, indent=2))
+    else:
+        _print_tables(results, args.keep)
+    return 0
+
+
+def read_rewards(text: str) -> list[list[float]]:
+    """Return the groups of rewards in JSON or CSV text, NaN where a reward is missing.
+
+    Raises ValueError when the text is neither, or holds something that is not a number.
+
+    Example:
+        >>> read_rewards("0,1\\n1,0.5")
+        [[0.0, 1.0], [1.0, 0.5]]
+    """
+    text = text.strip()
+    if text[:1] in ("[", "{"):
+        content = json.loads(text)
+        if isinstance(content, dict):
+            if "rewards" not in content:
+                raise ValueError(f'no "rewards" among the keys {list(content)}; name the list so')
+            content = content["rewards"]
+        is_nested = isinstance(content, list) and content and isinstance(content[0], list)
+        rows = content if is_nested else [content]
+    else:
+        rows = [row for row in csv.reader(io.StringIO(text)) if row]
+    if not rows:
+        raise ValueError("no rewards found; give a JSON list or one group per CSV line")
+    for row in rows:
+        if not isinstance(row, list):
+            raise ValueError(f"{row!r} stands where a group should, and is not a list; give lists")
+    return [[_number(field, group) for field in row] for group, row in enumerate(rows)]
+
+
+def describe(group: int, values: list[float], keep: int, rule: str, seed: int) -> dict[str, Any]:
+    """Return what a rule keeps of one group: indices, rewards, variance and share of the best."""
+    rewards_N = torch.tensor(values, dtype=torch.float64)
+    kept_M = _select_group(rewards_N, keep, rule, seed, group)
+    best_M = _select_group(rewards_N, keep, "max_variance", seed, group)
+    variance, best = _variance(rewards_N[kept_M]), _variance(rewards_N[best_M])
+    return {
+        "group": group,
+        "rule": rule,
+        "kept": kept_M.tolist(),
+        "rewards": [None if value != value else value for value in rewards_N[kept_M].tolist()],
+        "variance": variance,
+        "frac_of_best": variance / best if best > 0 else 1.0,
+    }
+
+
+def _select_group(rewards_N: Tensor, keep: int, rule: str, seed: int, group: int) -> Tensor:
+    """Return what `select` keeps of the group at this position; groups may differ in length."""
+    select(rewards_N, keep, rule, seed)  # checks the values and `keep`
+    return RULES[rule](rewards_N.unsqueeze(0), keep, seed=seed, first_group=group)[0]
+
+
+def _variance(rewards: Tensor) -> float:
+    """Return the mean squared deviation of the rewards that are not NaN, 0 for none."""
+    scored = rewards[~rewards.isnan()]
+    return scored.var(correction=0).item() if len(scored) else 0.0
+
+
+def _number(field: Any, group: int) -> float:
+    if field is None or (isinstance(field, str) and not field.strip()):
+        return float("nan")
+    if isinstance(field, bool) or not isinstance(field, (int, float, str)):
+        raise ValueError(f"group {group} holds {field!r}, which is not a number; give numbers")
+    try:
+        return float(field)
+    except ValueError:
+        raise ValueError(
+            f"group {group} holds {field!r}, which is not a number; remove headers and text"
+        ) from None
+
+
+def _read(file: str) -> str:
+    return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+
+
+def _print_tables(results: list[dict[str, Any]], keep: int) -> None:
+    console = Console()
+    for group in sorted({result["group"] for result in results}):
+        table = Table(title=f"group {group}: {keep} kept", title_justify="left")
+        for column in ("rule", "kept (index: reward)", "variance", "of best"):
+            table.add_column(
+                column, justify="right" if column in ("variance", "of best") else "left"
+            )
+        for result in (result for result in results if result["group"] == group):
+            pairs = zip(result["kept"], result["rewards"], strict=True)
+            kept = "  ".join(
+                f"{index}: {'none' if reward is None else f'{reward:g}'}" for index, reward in pairs
+            )
+            table.add_row(
+                result["rule"], kept, f"{result['variance']:.4g}", f"{result['frac_of_best']:.1%}"
+            )
+        console.print(table)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="podsrl select",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("file", metavar="FILE", help="rewards, JSON or CSV; - is standard input")
+    parser.add_argument("--keep", type=int, required=True, metavar="M", help="rollouts to keep")
+    parser.add_argument(
+        "--rule", action="append", choices=list(RULES), help="repeat for several; default: all"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="decides among equal rewards")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    return parser

@@ -1,0 +1,114 @@
+"""The command podsrl select: formats, tables, JSON, errors."""
+
+import io
+import json
+
+import pytest
+
+from podsrl.cli import main as podsrl
+from podsrl.cli.select import main, read_rewards
+from podsrl.core.select import RULES, select
+
+ROWS = [[0.0, 0.0, 1.0, 0.5, 1.0], [3.0, 1.0, 2.0, 5.0, 4.0]]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[[0,0,1,0.5,1],[3,1,2,5,4]]",
+        '{"rewards": [[0,0,1,0.5,1],[3,1,2,5,4]]}',
+        "0,0,1,0.5,1\n3,1,2,5,4\n\n",
+        "0, 0, 1, .5, 1e0\r\n3,1,2,5,4",
+    ],
+)
+def test_formats(text):
+    assert read_rewards(text) == ROWS
+
+
+def test_missing_rewards_become_nan():
+    for text in ("[0, null, NaN]", "0,,nan"):
+        ((zero, first, second),) = read_rewards(text)
+        assert zero == 0
+        assert first != first
+        assert second != second
+
+
+def test_json_holds_what_select_keeps(tmp_path, capsys):
+    path = tmp_path / "rewards.csv"
+    path.write_text("0,0,1,0.5,1\n3,1,2,5,4\n")
+    assert podsrl(["select", str(path), "--keep", "2", "--seed", "5", "--json"]) == 0
+    groups = json.loads(capsys.readouterr().out)["groups"]
+    assert [(row["group"], row["rule"]) for row in groups] == [
+        (g, r) for g in (0, 1) for r in RULES
+    ]
+    for row in groups:
+        assert row["kept"] == select(ROWS, 2, row["rule"], seed=5)[row["group"]].tolist()
+        assert row["rewards"] == [ROWS[row["group"]][index] for index in row["kept"]]
+    # Group 1: {1, 5} has variance 4, {4, 5} has 1/4.
+    assert [row["variance"] for row in groups if row["group"] == 1][:2] == [4.0, 0.25]
+    assert [row["frac_of_best"] for row in groups if row["group"] == 1][:2] == [1.0, 0.0625]
+
+
+def test_table_from_standard_input(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("[0, 0.5, 1, null]"))
+    assert main(["-", "--keep", "2", "--rule", "max_variance", "--rule", "max_reward"]) == 0
+    output = capsys.readouterr().out
+    assert "0: 0  2: 1" in output
+    assert "1: 0.5  2: 1" in output
+    # Variances 1/4 and 1/16.
+    assert "100.0%" in output
+    assert "25.0%" in output
+    assert "random" not in output
+
+
+def test_groups_of_different_length_and_too_few_rewards(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("[[1, null, null], [0, 1]]"))
+    assert main(["-", "--keep", "2", "--json"]) == 0
+    first = json.loads(capsys.readouterr().out)["groups"][0]
+    assert sorted(first["rewards"], key=str) == [1.0, None]
+    assert first["frac_of_best"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "keep", "message"),
+    [
+        ("[0, 1]", "3", "keep is 3"),
+        ("[0, 1]", "0", "keep is 0"),
+        ("[0, Infinity]", "1", "is inf"),
+        ("a,b\n0,1", "1", "'a', which is not a number"),
+        ("[0, true]", "1", "True, which is not a number"),
+        ("[[0], 1]", "1", "not a list"),
+        ("[0, 1", "1", "delimiter"),
+        ('{"scores": [1]}', "1", "no \"rewards\" among the keys ['scores']"),
+        ("3", "2", "keep is 2"),
+        ("", "1", "no rewards found"),
+        ("[[]]", "1", "at least 1 rollout"),
+        ('{"rewards": 3}', "1", "not a list"),
+    ],
+)
+def test_errors_are_one_line_with_status_two(monkeypatch, capsys, text, keep, message):
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    assert main(["-", "--keep", keep]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.startswith("podsrl select: ")
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+def test_missing_file_and_unknown_rule(tmp_path, capsys):
+    assert main([str(tmp_path / "none.json"), "--keep", "1"]) == 2
+    assert "No such file" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        main(["-", "--keep", "1", "--rule", "min_reward"])
+    assert stop.value.code == 2
+    assert "max_variance" in capsys.readouterr().err
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    output = capsys.readouterr().out
+    for word in ("--keep", "max_variance", "CSV", "podsrl select - --keep 4", "null"):
+        assert word in output
