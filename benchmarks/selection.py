@@ -1,6 +1,6 @@
 """Time of max-variance selection beside a per-group loop and a plain batched sort-and-scan.
 
-    python benchmarks/select.py [--quick] [--output benchmarks/select.json]
+    python benchmarks/selection.py [--quick] [--output benchmarks/selection.json]
 
 All methods take the same float32 rewards in one run, alternating; medians over repeats.  The
 kept variance of each is compared with the best split found in float64.  The loop runs on a few
@@ -31,7 +31,7 @@ QUICK_SHAPES = [(1_024, 64), (64, 1_024), (1, 100_000)]
 
 
 def group_loop(rewards_PN: Tensor, keep: int) -> Tensor:
-    """Select group by group: sort, then try each number of top rollouts and ask for its variance."""
+    """Select group by group: sort, then ask for the variance of each split, one after another."""
     kept = []
     for rewards_N in rewards_PN:
         descending_N = rewards_N.argsort(descending=True)
