@@ -25,7 +25,7 @@ def completion_text(completion: Completion) -> str:
 def match_answers(
     golds: Sequence[str], answers: Sequence[str | None], *, grader: Grader | None = None
 ) -> list[float | None]:
-    r"""Return 1.0 where the answer equals the gold answer, 0.0 where not, None where grading failed.
+    r"""Return 1.0 where the answer equals the gold one, 0.0 where not, None if grading failed.
 
     Plain comparison first (`quick_match`); what it leaves open goes to math-verify in a worker
     process with a time limit. No answer is wrong.

@@ -1,6 +1,7 @@
 """Grading in separate processes, because computer algebra can hang, crash, or eat the memory."""
 
 import atexit
+import contextlib
 import json
 import os
 import queue
@@ -89,18 +90,22 @@ class _Worker:
     def __init__(self, command: Sequence[str], timeout_seconds: float) -> None:
         self._command = list(command)
         self._timeout_seconds = timeout_seconds
-        self._process: subprocess.Popen[str] | None = None
+        self._process: Any = None
 
     def grade(self, job: dict[str, Any]) -> float | None:
-        if self._process is None or self._process.poll() is not None:
+        is_new = self._process is None or self._process.poll() is not None
+        if is_new:
             self._start()
-        assert self._process is not None and self._process.stdin is not None
         job["kill_after_seconds"] = int(self._timeout_seconds) + 5
-        try:
-            print(json.dumps(job), file=self._process.stdin, flush=True)
-            reply = self._replies.get(timeout=self._timeout_seconds)
-        except (BrokenPipeError, queue.Empty):
-            reply = None
+        # Two replies: one when what the job needs is imported, one with the score. Only the
+        # second is the job's own time.
+        if self._send(job) is None or self._wait(START_SECONDS) is None:
+            words = self._last_words()
+            self.stop()
+            if is_new:
+                raise RuntimeError(f"the grading worker did not start: {words}")
+            return None
+        reply = self._wait(self._timeout_seconds)
         if reply is None:  # hung or dead
             self.stop()
             return None
@@ -108,18 +113,23 @@ class _Worker:
         return score
 
     def stop(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+        if self._process is None:
+            return
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._errors):
+            with contextlib.suppress(BrokenPipeError):  # unsent bytes of a dead worker
+                stream.close()
+        self._process = None
 
     def _start(self) -> None:
-        errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (lives as long as the process)
+        self.stop()
+        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
         self._process = subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=errors,
+            stderr=self._errors,
             text=True,
             encoding="utf-8",
         )
@@ -127,14 +137,24 @@ class _Worker:
         threading.Thread(
             target=_read, args=(self._process.stdout, self._replies), daemon=True
         ).start()
+
+    def _send(self, job: dict[str, Any]) -> bool | None:
         try:
-            ready = self._replies.get(timeout=START_SECONDS)
+            print(json.dumps(job), file=self._process.stdin, flush=True)
+        except BrokenPipeError:
+            return None
+        return True
+
+    def _wait(self, seconds: float) -> dict[str, Any] | None:
+        """The next reply; None when it does not come in time or the process has ended."""
+        try:
+            return self._replies.get(timeout=seconds)
         except queue.Empty:
-            ready = None
-        if ready is None:
-            self.stop()
-            errors.seek(0)
-            raise RuntimeError(f"the grading worker did not start: {errors.read()[-2000:]}")
+            return None
+
+    def _last_words(self) -> str:
+        self._errors.seek(0)
+        return self._errors.read()[-2000:]
 
 
 def _read(stream: Any, replies: "queue.SimpleQueue[dict[str, Any] | None]") -> None:

@@ -28,10 +28,20 @@ def grade_math(gold: str, answer: str) -> float:
     return 0.0
 
 
+def load_math(**_: Any) -> None:
+    """Import the algebra, so that no job is charged for it."""
+    import math_verify  # noqa: F401
+
+
 def grade_reasoning_gym(name: str, arguments: str, index: int, answer: str | None) -> float:
     """Return the score, 0 to 1, that the reasoning-gym data set gives this answer."""
-    dataset = _dataset(name, arguments)
+    dataset = load_reasoning_gym(name, arguments)
     return float(dataset.score_answer(answer, entry=dataset[index]))
+
+
+def load_reasoning_gym(name: str, arguments: str, **_: Any) -> Any:
+    """Return the data set, made once."""
+    return _dataset(name, arguments)
 
 
 @cache
@@ -41,33 +51,42 @@ def _dataset(name: str, arguments: str) -> Any:
     return create_dataset(name, **json.loads(arguments))
 
 
-GRADERS = {"math": grade_math, "reasoning_gym": grade_reasoning_gym}
+# Name of a grader -> what it needs loaded, and the grading.
+GRADERS: dict[str, tuple[Any, Any]] = {
+    "math": (load_math, grade_math),
+    "reasoning_gym": (load_reasoning_gym, grade_reasoning_gym),
+}
 
 
-def serve(graders: dict[str, Any]) -> None:
-    """Answer jobs until standard input ends."""
+def serve(graders: dict[str, tuple[Any, Any]]) -> None:
+    """Answer jobs until standard input ends: "ready" when loaded, then the score or the error."""
     replies, sys.stdout = sys.stdout, sys.stderr  # a grader's print must not mix with replies
-    print(json.dumps({"ready": True}), file=replies, flush=True)
     # The alarm ends a worker that hangs after its parent is gone. Windows has none.
     alarm = getattr(signal, "alarm", lambda seconds: 0)
     for line in sys.stdin:
         job = json.loads(line)
-        alarm(job.pop("kill_after_seconds"))
+        load, grade = graders[job.pop("grader")]
+        seconds = job.pop("kill_after_seconds")
+        load(**job)
+        print(json.dumps({"ready": True}), file=replies, flush=True)
+        alarm(seconds)
         try:
-            reply = {"score": graders[job.pop("grader")](**job)}
+            reply = {"score": grade(**job)}
         except Exception as error:  # a failed grading is expected here; the caller counts it
             reply = {"error": f"{type(error).__name__}: {error}"}
         alarm(0)
         print(json.dumps(reply), file=replies, flush=True)
 
 
-if __name__ == "__main__":
+def limit_memory() -> None:
+    """Make runaway algebra fail with MemoryError in this process alone."""
     try:
         import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     except ImportError:  # Windows
-        pass
-    import math_verify  # noqa: F401  (here, so that the first job is not charged for it)
+        return
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
 
+
+if __name__ == "__main__":
+    limit_memory()
     serve(GRADERS)

@@ -49,10 +49,9 @@ def local_records(data: str, split: str) -> list[Record]:
 def read_file(path: Path) -> list[Record]:
     """Return the records of a .jsonl or .parquet file in order."""
     if path.suffix == ".parquet":
-        import pyarrow.parquet as parquet
+        from datasets import Dataset
 
-        records: list[Record] = parquet.read_table(path).to_pylist()
-        return records
+        return list(Dataset.from_parquet(str(path)))
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path} is neither .jsonl nor .parquet: convert it")
     lines = path.read_text(encoding="utf-8").splitlines()

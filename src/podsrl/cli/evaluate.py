@@ -1,0 +1,204 @@
+"""podsrl evaluate: measure a model on a task."""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from podsrl.models import DEFAULT_MODEL, DTYPES, load_model, load_tokenizer, resolve_model
+from podsrl.tasks import TASKS, Task, load_task
+
+if TYPE_CHECKING:
+    from podsrl.evaluate import Evaluation
+
+DESCRIPTION = """Measure a model on a task: accuracy, format and length, each with a 95 % interval.
+
+Every problem is answered once greedily. With --samples K it is also answered K times at
+--temperature, which adds the mean accuracy, the majority vote (maj@K) and the chance that one of
+k answers is right (pass@k)."""
+EXAMPLES = f"""tasks: {", ".join(TASKS)}
+  reasoning_gym and jsonl take what to use after a colon: reasoning_gym:leg_counting, jsonl:my.jsonl
+
+examples:
+  podsrl evaluate                                        the packaged model on 256 sums
+  podsrl evaluate --model runs/my-run/model --samples 8  a trained model, with maj@8 and pass@8
+  podsrl evaluate --task gsm8k --data gsm8k_folder --limit 16
+  podsrl evaluate --task reasoning_gym:leg_counting --task-argument max_animals=3
+
+The output folder receives evaluation.json (the figures) and answers.jsonl (every answer)."""
+LABELS = {
+    "accuracy_greedy": "accuracy, greedy",
+    "accuracy_sampled": "accuracy, mean of samples",
+    "format_rate": "keeps the format",
+    "truncated_share": "cut off by the limit",
+    "mean_length": "mean length, tokens",
+}
+
+
+def main(argv: list[str]) -> int:
+    """Evaluate, print the table, write the files; 2 with one line on a mistake in the options."""
+    options = build_parser().parse_args(argv)
+    try:
+        task, output = check(options)
+        evaluation = _run(options, task)
+    except ValueError as error:
+        print(f"podsrl evaluate: {error}", file=sys.stderr)
+        return 2
+    evaluation.save(output)
+    _print_table(evaluation, output)
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the verb."""
+    parser = argparse.ArgumentParser(
+        prog="podsrl evaluate",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--task", default="arithmetic", help="what to answer (default: %(default)s)")
+    add("--model", default=DEFAULT_MODEL, help="hub id, folder, or %(default)s (the default)")
+    add("--data", metavar="PATH", help="local folder or file in place of the hub's data set")
+    add("--split", default="test", choices=("train", "test"), help="default: %(default)s")
+    add("--limit", type=int, default=256, help="problems; 0 means all (default: %(default)s)")
+    add("--samples", type=int, default=0, metavar="K", help="sampled answers per problem")
+    add("--temperature", type=float, default=1.0, help="of the samples (default: %(default)s)")
+    add("--max-new-tokens", type=int, metavar="N", help="length limit (default: the task's)")
+    add("--batch-size", type=int, default=64, help="answers at a time (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
+    add("--dtype", choices=DTYPES, help="default: bfloat16 on CUDA, else float32")
+    add("--device", help="default: cuda where there is one, else cpu")
+    add("--output", metavar="FOLDER", help="default: runs/evaluate-<task>-<date and time>")
+    add(
+        "--task-argument",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the task, such as num_test=512; may be repeated",
+    )
+    return parser
+
+
+def check(options: argparse.Namespace) -> tuple[Task, Path]:
+    """Return the task and the output folder, everything checked that can be without the model.
+
+    Raises: ValueError naming the option's value and the remedy.
+    """
+    from podsrl.evaluate import check_options
+
+    if options.limit < 0:
+        raise ValueError(f"--limit is {options.limit}: give 0 for all problems, or 1 and more")
+    check_options(
+        num_samples=options.samples,
+        temperature=options.temperature,
+        max_new_tokens=options.max_new_tokens,
+        batch_size=options.batch_size,
+    )
+    _device(options.device)
+    resolve_model(options.model)
+    arguments = dict(_parse_argument(text) for text in options.task_argument)
+    task = load_task(options.task, data=options.data, seed=options.seed, **arguments)
+    task.rows(options.split, 1)
+    return task, _output_folder(options)
+
+
+def _run(options: argparse.Namespace, task: Task) -> "Evaluation":
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    from podsrl.evaluate import evaluate
+
+    device = _device(options.device)
+    dtype = options.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
+    tokenizer = load_tokenizer(options.model)
+    model: Any = load_model(options.model, dtype=dtype).to(device)
+    columns = ("answers", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, transient=True) as bar:
+        shown = bar.add_task("answers", total=None)
+        evaluation = evaluate(
+            model,
+            tokenizer,
+            task,
+            split=options.split,
+            limit=options.limit or None,
+            num_samples=options.samples,
+            temperature=options.temperature,
+            max_new_tokens=options.max_new_tokens,
+            batch_size=options.batch_size,
+            seed=options.seed,
+            progress=lambda done, total: bar.update(shown, completed=done, total=total),
+        )
+    evaluation.settings.update(model=options.model, dtype=dtype, device=device)
+    return evaluation
+
+
+def _device(name: str | None) -> str:
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(name).type
+    except RuntimeError as error:
+        raise ValueError(f"--device is {name!r}: write cpu, cuda or cuda:0") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device is {name!r}, but there is no CUDA device: use cpu")
+    return name
+
+
+def _parse_argument(text: str) -> tuple[str, Any]:
+    """NAME=VALUE, the value read as JSON where it is JSON, else as text."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier() or name in ("data", "seed"):
+        raise ValueError(f"--task-argument is {text!r}: write NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def _output_folder(options: argparse.Namespace) -> Path:
+    if options.output:
+        folder = Path(options.output)
+    else:
+        task = options.task.replace(":", "-").replace("/", "-")
+        folder = Path("runs") / f"evaluate-{task}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output {folder} is a file: name a folder")
+    return folder
+
+
+def _print_table(evaluation: "Evaluation", output: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    settings, summary = evaluation.settings, evaluation.summary
+    title = f"{settings['model']} on {settings['task']}, {settings['split']} split"
+    table = Table(title=title, caption=f"{summary['num_problems']} problems")
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    table.add_column("95 % interval", justify="right")
+    for name, figure in summary.items():
+        if isinstance(figure, dict):
+            table.add_row(LABELS.get(name, name), *_cells(name, figure))
+    console = Console()
+    console.print(table)
+    if summary["num_grading_failures"]:
+        console.print(f"{summary['num_grading_failures']} answers could not be graded (as wrong)")
+    console.print(f"{summary['seconds']:.1f} s; written to {output}", soft_wrap=True)
+
+
+def _cells(name: str, figure: dict[str, Any]) -> tuple[str, str]:
+    def show(value: float) -> str:
+        return f"{value:.1f}" if name == "mean_length" else f"{100 * value:.1f} %"
+
+    if figure["low"] is None:
+        return show(figure["value"]), "-"
+    return show(figure["value"]), f"{show(figure['low'])} to {show(figure['high'])}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
