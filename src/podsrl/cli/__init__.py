@@ -9,7 +9,7 @@ VERBS = {
     "select": "show which rollouts each rule keeps for the rewards in a file",
 }
 
-USAGE = """podsrl: reinforcement learning of language models, updating only on the rollouts that matter
+USAGE = """podsrl: reinforcement learning of language models on the rollouts that matter
 
 usage: podsrl VERB [options]        (podsrl VERB --help explains the verb)
 

@@ -43,6 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     from rich.console import Console
 
     console = Console()
+    _quieten()
     try:
         run = _prepare(argv, console)
     except (ValueError, OSError) as error:
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     from podsrl.experiment.training import describe, run_training
 
-    console.print(_headline(run), highlight=False)
+    console.print(_headline(run), highlight=False, soft_wrap=True)
     try:
         result = run_training(run)
     except KeyboardInterrupt:
@@ -64,7 +65,8 @@ def main(argv: list[str] | None = None) -> int:
         console.print(
             f"held-out accuracy {describe(before)} -> {describe(after)}, "
             f"{result['gain_points']:+.1f} points in {result['seconds']['training'] / 60:.1f} "
-            "minutes of training"
+            "minutes of training",
+            soft_wrap=True,
         )
     if result:
         console.print(f"everything is in {run.folder}", soft_wrap=True)
@@ -72,15 +74,37 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _prepare(argv: list[str], console):  # type: ignore[no-untyped-def]
+    from podsrl.experiment.training import prepare_run
+
+    arguments, config, model_config = _parser().parse_args_and_config(_expand(argv))
+    return prepare_run(arguments, config, model_config, console)
+
+
+def _parser():  # type: ignore[no-untyped-def]
+    """TRL's parser over our fields and theirs, with errors of one line."""
     from trl import ModelConfig, TrlParser
 
     from podsrl.config import PODSConfig
-    from podsrl.experiment.training import RunArguments, prepare_run
+    from podsrl.experiment.training import RunArguments
 
-    parser = TrlParser((RunArguments, PODSConfig, ModelConfig), prog="podsrl train")
+    class Parser(TrlParser):
+        def error(self, message: str) -> None:
+            raise ValueError(message)
+
+    parser = Parser((RunArguments, PODSConfig, ModelConfig), prog="podsrl train")
     parser.set_defaults(**_defaults())
-    arguments, config, model_config = parser.parse_args_and_config(_expand(argv))
-    return prepare_run(arguments, config, model_config, console)
+    return parser
+
+
+def _quieten() -> None:
+    """Keep the hosts' bars and notices out of the way of our own; errors still show."""
+    import warnings
+
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    warnings.filterwarnings("ignore", category=UserWarning, message=".*pin_memory.*")
 
 
 def _expand(argv: list[str]) -> list[str]:

@@ -20,7 +20,7 @@ def group_variance(rewards_PN: Tensor) -> Tensor:
 
 
 def is_constant(rewards_PN: Tensor) -> Tensor:
-    """Whether all rewards of a group are equal, (P,); groups without any reward count as constant."""
+    """Whether all rewards of a group are equal, (P,); so they are in a group without rewards."""
     low_P = rewards_PN.nan_to_num(nan=torch.inf).amin(dim=1)
     high_P = rewards_PN.nan_to_num(nan=-torch.inf).amax(dim=1)
     return high_P <= low_P

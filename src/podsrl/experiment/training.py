@@ -16,7 +16,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from podsrl.config import PODSConfig
 from podsrl.evaluate import Evaluation, evaluate
-from podsrl.experiment.callbacks import MetricsFile, StepProgress, StopAndSave
+from podsrl.experiment.callbacks import MetricsFile, StepProgress, StopAndSave, progress_bar
 from podsrl.experiment.plot import plot_curve
 from podsrl.experiment.run_folder import (
     device_name,
@@ -41,7 +41,7 @@ class RunArguments:
         default="arithmetic",
         metadata={"help": "arithmetic, gsm8k, math, amc23, reasoning_gym:<name> or jsonl:<path>."},
     )
-    task_arguments: str | dict | None = field(
+    task_arguments: dict | str | None = field(
         default=None,
         metadata={"help": "Options of the task, as a YAML mapping or JSON text."},
     )
@@ -202,16 +202,17 @@ def _evaluate_once(run: Run, model: Any, tokenizer: Any, when: str) -> None:
     target = run.folder / when
     if not run.arguments.evaluate_limit or (target / "evaluation.json").exists():
         return
-    run.console.print(f"evaluating {when} training ...")
-    evaluation: Evaluation = evaluate(
-        model.to(run.config.device),
-        tokenizer,
-        run.task,
-        limit=run.arguments.evaluate_limit,
-        num_samples=run.arguments.evaluate_samples,
-        max_new_tokens=run.config.max_completion_length,
-        seed=run.config.seed,
-    )
+    with progress_bar(run.console, f"evaluating {when} training") as report:
+        evaluation: Evaluation = evaluate(
+            model.to(run.config.device),
+            tokenizer,
+            run.task,
+            limit=run.arguments.evaluate_limit,
+            num_samples=run.arguments.evaluate_samples,
+            max_new_tokens=run.config.max_completion_length,
+            seed=run.config.seed,
+            progress=report,
+        )
     evaluation.save(target)
     accuracy = evaluation.summary["accuracy_greedy"]
     run.console.print(f"accuracy {when} training: {describe(accuracy)}")
