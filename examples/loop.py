@@ -9,7 +9,7 @@ language model on its own answers. For every prompt x:
     advantage  of the kept:  A_i = (r_i - mean_S r) / (std_S r + 1e-4)
     update     on the kept alone, for this is what costs memory: minimise, over i in S, tokens t,
 
-        - min(w_it A_i, clip(w_it, 1 - 0.2, 1 + 0.2) A_i) + beta (exp(d_it) - d_it - 1)
+        - min(w_it A_i, clip(w_it, 1 - 0.2, 1 + 0.2) A_i) + beta w_it (exp(d_it) - d_it - 1)
 
         w_it = p(o_it | x, o_i<t) / p_old(o_it | x, o_i<t)            importance ratio
         d_it = log p_ref(o_it | x, o_i<t) - log p(o_it | x, o_i<t)    KL to a reference model
@@ -75,7 +75,8 @@ class Options:
 
 def make_problems(num_test: int) -> tuple[list[Problem], list[Problem]]:
     """All problems, shuffled, in two parts: to train on, and `num_test` to evaluate on."""
-    problems = [(f"What is {a} + {b}?", a + b) for a in range(1, 100) for b in range(1, 100)]
+    pairs = [(a, b) for a in range(1, 100) for b in range(1, 100)]
+    problems = [(f"State the final answer only: {a} + {b} =", a + b) for a, b in pairs]
     random.Random(0).shuffle(problems)
     return problems[num_test:], problems[:num_test]
 
@@ -213,7 +214,8 @@ def loss(
     loss_BT = -torch.min(ratio_BT * advantages_B1, clipped_BT * advantages_B1)
     if reference_log_probs_BT is not None:
         difference_BT = reference_log_probs_BT - log_probs_BT
-        loss_BT = loss_BT + options.beta * (difference_BT.exp() - difference_BT - 1)
+        kl_BT = difference_BT.exp() - difference_BT - 1
+        loss_BT = loss_BT + options.beta * ratio_BT * kl_BT
     sum_B, length_B = (loss_BT * mask_BT).sum(dim=1), mask_BT.sum(dim=1)
     if options.loss_type == "grpo":
         return (sum_B / length_B).mean()

@@ -96,7 +96,9 @@ def test_problems_are_all_sums_once_and_test_problems_are_not_trained_on():
     assert len(test) == 256 and len(train) == 99 * 99 - 256
     assert len(set(train + test)) == 99 * 99
     for question, answer in test:
-        a, b = question.removeprefix("What is ").removesuffix("?").split(" + ")
+        a, b = (
+            question.removeprefix("State the final answer only: ").removesuffix(" =").split(" + ")
+        )
         assert int(a) + int(b) == answer
 
 
@@ -150,19 +152,19 @@ def test_loss_by_hand(loss_type, expected):
 
 
 def test_kl_term_by_hand():
-    # A = 0 leaves beta (e^d - d - 1): d = log 2 gives 2 - log 2 - 1; d = 0 gives 0. Mean of two.
+    # A = 0 leaves beta w (e^d - d - 1). First token: w = 3, d = log 2, so 3 (2 - log 2 - 1); second
+    # token: d = 0 gives 0. Mean of two tokens.
     new = torch.tensor([[-1.0, -1.0]])
-    reference = torch.tensor([[-1.0 + math.log(2), -1.0]])
     got = loop.loss(
         new,
-        new,
+        new - torch.tensor([[3.0, 5.0]]).log(),
         torch.zeros(1),
         torch.ones(1, 2),
         loop.Options(beta=0.1),
         num_tokens=2.0,
-        reference_log_probs_BT=reference,
+        reference_log_probs_BT=new + torch.tensor([[2.0, 1.0]]).log(),
     )
-    assert got.item() == pytest.approx(0.1 * (1 - math.log(2)) / 2, rel=1e-5)
+    assert got.item() == pytest.approx(0.1 * 3 * (1 - math.log(2)) / 2, rel=1e-5)
 
 
 def random_batch(num_rows: int = 8, seed: int = 0) -> loop.Batch:
@@ -270,7 +272,7 @@ def test_two_steps_of_main_train_on_what_select_keeps(monkeypatch, tiny_folder, 
 # Against the trainers -----------------------------------------------------------------------------
 
 QUESTIONS = ["1+1", "2+3 is", "what is 7-4?", "9+9?"]
-LEARNING_RATE = 0.5
+LEARNING_RATE = 0.1
 
 
 class Recorder:
@@ -362,10 +364,10 @@ def assert_same_training(
     recorder: Recorder, trained: dict[str, torch.Tensor], folder: str, **how: Any
 ) -> None:
     value, expected = train_by_loop(recorder, folder, **how)
-    assert recorder.losses[-1] == pytest.approx(value, abs=1e-6)
+    assert recorder.losses[-1] == pytest.approx(value, rel=1e-5, abs=1e-6)
     start = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").state_dict()
     moved = max((trained[name] - start[name]).abs().max().item() for name in start)
-    assert moved > 1e-2, "the steps are too small to tell a difference"
+    assert moved > 1e-3, "the steps are too small to tell a difference"
     torch.testing.assert_close(dict(trained), dict(expected), atol=1e-6, rtol=0)
 
 
