@@ -5,12 +5,12 @@ import math
 
 import pytest
 import torch
-from tiny import make_model, make_tokenizer
 
 from podsrl.evaluate import Answer, evaluate, summarise
 from podsrl.intervals import mean_interval, pass_at_k, share_interval, t_quantile
 from podsrl.tasks import load_task
 from podsrl.tasks.base import make_row, make_task
+from tiny import make_model, make_tokenizer
 
 NUM = 12
 
@@ -71,13 +71,15 @@ def test_repeated_samples_narrow_the_interval_by_their_scatter():
 
 
 def test_wilson_covers_the_truth():
-    # Coverage over all outcomes of 30 draws at p = 0.3: sum of binomial weights, near 95 %.
-    covered = 0.0
+    # Exact coverage for 30 draws, by binomial weights, averaged over p: near 95 %.
+    coverage = 0.0
+    shares = [i / 40 for i in range(2, 39)]
     for right in range(31):
         figure = share_interval([1.0] * right + [0.0] * (30 - right))
-        if figure["low"] <= 0.3 <= figure["high"]:
-            covered += math.comb(30, right) * 0.3**right * 0.7 ** (30 - right)
-    assert 0.93 < covered < 0.98
+        for p in shares:
+            if figure["low"] <= p <= figure["high"]:
+                coverage += math.comb(30, right) * p**right * (1 - p) ** (30 - right)
+    assert 0.945 < coverage / len(shares) < 0.965
 
 
 def test_mean_and_t():
