@@ -10,10 +10,11 @@ import torch.distributed as dist
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
+from transformers.integrations import flex_attention as flex
 from trl.trainer.utils import add_fused_lm_head
 
 from podsrl.update.attention import SHARED_PREFIX, use_shared_prefix
-from podsrl.update.log_probs import packed_log_probs
+from podsrl.update.log_probs import log_probs_by_prompt, packed_log_probs
 from podsrl.update.packing import PackedBatch, pack
 from tiny import FAMILIES, SIZES, make_model
 
@@ -213,3 +214,36 @@ def test_switching_attention_leaves_padded_batches_and_generation_alone() -> Non
     assert torch.equal(model(input_ids=ids).logits, before)
     assert torch.equal(model.generate(ids, max_new_tokens=6), tokens)
     assert not use_shared_prefix(make_model(attn_implementation="eager"))
+
+
+@pytest.mark.parametrize("num_rows_per_pass", [None, 1, 4])
+def test_log_probs_as_trl_asks_for_them(num_rows_per_pass: int | None) -> None:
+    model, data, read = prepare(make_model(), SHARED_PREFIX), batch(), []
+    expected, expected_entropies = padded_log_probs(model, data)
+    model.get_input_embeddings().register_forward_hook(lambda _, a, out: read.append(a[0].numel()))
+    ids, mask = torch.cat([data[0], data[2]], 1), torch.cat([data[1], data[3]], 1)
+    log_probs, entropies = log_probs_by_prompt(
+        model, ids, mask, LENGTH, num_rows_per_pass=num_rows_per_pass, compute_entropy=True
+    )
+    torch.testing.assert_close(log_probs, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(entropies, expected_entropies, atol=1e-5, rtol=0)
+    # 51 tokens with each prompt once; 29 + 7 * 3 + 12 + 3 * 2 = 68 with one row at a time; in
+    # passes of four at most one prompt, of 7 tokens, is read twice.
+    low, high = {None: (51, 51), 1: (68, 68), 4: (51, 58)}[num_rows_per_pass]
+    assert low <= sum(read) <= high
+    assert log_probs_by_prompt(model, ids, mask, LENGTH)[1] is None
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_flex_attention_takes_the_block_mask(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Compiling the kernel for CPU takes minutes; the uncompiled one computes the same.
+    def uncompiled(*args: Any, training: bool, **kwargs: Any) -> Any:
+        return flex.flex_attention(*args, **kwargs)
+
+    monkeypatch.setattr(flex, "compile_friendly_flex_attention", uncompiled)
+    model = prepare(make_model(family), "sdpa").eval()
+    with torch.no_grad():
+        expected, _ = padded_log_probs(model, batch())
+        model.set_attn_implementation("flex_attention")
+        found, _ = packed_log_probs(model, pack(*batch()))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)

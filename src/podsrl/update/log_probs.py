@@ -4,11 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
 from podsrl.update.attention import attention_inputs
-from podsrl.update.packing import PackedBatch
+from podsrl.update.packing import PackedBatch, group_by_prompt, pack
 
 
 def packed_log_probs(
@@ -51,6 +52,43 @@ def packed_log_probs(
         )
     log_probs_BT = packed.unpack(outputs.log_probs[0])
     return log_probs_BT, packed.unpack(outputs.entropy[0]) if compute_entropy else None
+
+
+def log_probs_by_prompt(
+    model: nn.Module,
+    input_ids_BC: Tensor,
+    attention_mask_BC: Tensor,
+    num_completion_columns: int,
+    *,
+    num_rows_per_pass: int | None = None,
+    compute_entropy: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """`packed_log_probs` of a padded batch in the form in which TRL asks for log-probs.
+
+    Args:
+        model: as for `packed_log_probs`.
+        input_ids_BC, attention_mask_BC: prompts padded left, then completions padded right.
+        num_completion_columns: how many columns at the end are completions (`logits_to_keep`).
+        num_rows_per_pass: rows of one forward pass, to bound memory; None reads all rows at once.
+            Rows are taken prompt by prompt, so that a pass tears at most two groups.
+        compute_entropy: as for `packed_log_probs`.
+
+    Returns:
+        Log-probs, shape (B, num_completion_columns), and entropies or None, in the order given.
+    """
+    width = input_ids_BC.shape[1] - num_completion_columns
+    ids, mask = input_ids_BC.tensor_split([width], 1), attention_mask_BC.tensor_split([width], 1)
+    group_B = group_by_prompt(ids[0], mask[0])
+    order_B = group_B.argsort(stable=True)
+    found = []
+    for rows in order_B.split(num_rows_per_pass or len(order_B)):
+        packed = pack(ids[0][rows], mask[0][rows], ids[1][rows], mask[1][rows], group_B[rows])
+        found.append(packed_log_probs(model, packed, compute_entropy=compute_entropy))
+    back_B = order_B.argsort()
+    log_probs_BT = torch.cat([log_probs for log_probs, _ in found])[back_B]
+    if not compute_entropy:
+        return log_probs_BT, None
+    return log_probs_BT, torch.cat([e for _, e in found if e is not None])[back_B]
 
 
 def unwrap(model: nn.Module) -> Any:
