@@ -149,11 +149,20 @@ def test_greedy_rollouts_do_not_depend_on_chunks(max_rows: int) -> None:
 def test_no_forward_has_more_rows_than_allowed_and_prompts_are_read_once(max_rows: int) -> None:
     model = make_model().eval()
     shapes: list[tuple[int, int]] = []
-    hook = model.register_forward_pre_hook(
-        lambda _, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
-    )
+    logit_positions: set[int] = set()
+    hooks = [
+        model.register_forward_pre_hook(
+            lambda _, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)),
+            with_kwargs=True,
+        ),
+        model.register_forward_hook(
+            lambda _, args, output: logit_positions.add(output.logits.shape[1])
+        ),
+    ]
     rollouts = sampled(model, max_rows=max_rows).completion_ids
-    hook.remove()
+    for hook in hooks:
+        hook.remove()
+    assert logit_positions == {1}
     assert len(rollouts) == 27
     assert max(rows for rows, _ in shapes) <= max_rows
     # 9 rollouts each: two prompts at once at 18 rows, else one by one.
@@ -190,7 +199,7 @@ def test_log_probs_equal_a_fresh_forward_pass(family: str) -> None:
 
 
 def test_training_model_with_checkpointing_samples_the_same_and_keeps_its_modes() -> None:
-    model = make_model("gemma3")
+    model = make_model("gemma3", attention_dropout=0.5)
     expected = sampled(model.eval()).completion_ids
     model.gradient_checkpointing_enable()
     model.train()

@@ -115,13 +115,21 @@ def test_ties_at_the_last_of_top_k_are_all_kept() -> None:
     assert set(tokens.tolist()) == {0, 1, 2, 3}
 
 
+@pytest.mark.parametrize(("top_p", "kept"), [(0.4, {0}), (0.6, {0, 1}), (0.9, {0, 1, 2})])
+def test_top_p_by_hand(top_p: float, kept: set[int]) -> None:
+    # 0.5, 0.5 + 0.3 = 0.8, 1.0: the first sums to reach 0.4, 0.6 and 0.9.
+    logits_V = torch.tensor([0.5, 0.3, 0.2]).log()
+    tokens, _ = sweep(logits_V, settings_with(top_p=top_p), [0], 1000)
+    assert set(tokens.tolist()) == kept
+
+
 def test_top_p_of_zero_keeps_the_likeliest() -> None:
     tokens, log_probs = sweep(torch.tensor([0.0, 2.0, 1.0]), settings_with(top_p=0.0), [0], 100)
     assert set(tokens.tolist()) == {1}
     assert log_probs.abs().max() == 0
 
 
-@pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-53])
+@pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-53, 1.0])
 def test_impossible_tokens_are_never_drawn(uniform: float) -> None:
     logits_BV = torch.full((4, 600), -float("inf"))
     for row, token in enumerate((0, 255, 256, 599)):

@@ -1,7 +1,8 @@
 """A key-value cache that is allocated once, repeats prompts for their rollouts and drops rows.
 
 Concatenation copies every row's whole past at every step; here a step writes one position in
-place. Layers with a sliding window keep all positions too, and the model's mask does the rest.
+place. Layers with a sliding window keep all positions too: the mask that the model makes for them
+hides what has left the window.
 """
 
 from typing import Any
@@ -19,12 +20,9 @@ from transformers.cache_utils import (
 class RolloutLayer(CacheLayerMixin):
     """Keys and values of one layer, (rows, heads, positions, head size), filled from the left."""
 
-    is_sliding = False
-
-    def __init__(self, max_length: int, *, is_sliding: bool = False) -> None:
+    def __init__(self, max_length: int) -> None:
         super().__init__()
         self.max_length = max_length
-        self.is_sliding = is_sliding
         self.length = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -64,7 +62,7 @@ class RolloutLayer(CacheLayerMixin):
     def repeated(self, source_B: Tensor, max_length: int) -> "RolloutLayer":
         """A new layer with room for `max_length`, whose row b is this one's row source_B[b]."""
         assert self.keys is not None and self.values is not None
-        layer = RolloutLayer(max_length, is_sliding=self.is_sliding)
+        layer = RolloutLayer(max_length)
         layer.dtype, layer.device, layer.length = self.dtype, self.device, self.length
         layer._allocate(self.keys, self.values, source_B.shape[0])
         assert layer.keys is not None and layer.values is not None
@@ -89,8 +87,8 @@ class RolloutCache(Cache):
     @classmethod
     def for_prompts(cls, config: PreTrainedConfig, max_length: int) -> "RolloutCache":
         """An empty cache for a model of this config, with room for `max_length` positions."""
-        sliding = DynamicCache(config=config).is_sliding
-        return cls([RolloutLayer(max_length, is_sliding=each) for each in sliding])
+        num_layers = len(DynamicCache(config=config))
+        return cls([RolloutLayer(max_length) for _ in range(num_layers)])
 
     def repeated(self, source_B: Tensor, max_length: int) -> "RolloutCache":
         """A new cache whose row b is this one's row source_B[b], with room for `max_length`."""

@@ -110,7 +110,7 @@ def _draw(weights_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
 def _invert(upto_BK: Tensor, uniform_B1: Tensor) -> tuple[Tensor, Tensor]:
     """Index of the first sum beyond the uniform share of the last one, and the share inside it.
 
-    A share just below 1 keeps rounding from going past the last positive weight.
+    A uniform number of 1, which should not be, or a share rounded to 1 still finds the last weight.
     """
     uniform_B1 = uniform_B1.clamp(max=1 - 1e-12)
     point_B1 = uniform_B1 * upto_BK[:, -1:]

@@ -76,7 +76,7 @@ def plan_chunks(
     if max_rows < 1:
         raise ValueError(f"max_rows={max_rows} must be at least 1")
     prompts_at_once = max(1, min(num_prompts, max_rows // num_rollouts))
-    counts = _equal_parts(num_rollouts, max_rows // prompts_at_once)
+    counts = _equal_parts(num_rollouts, max_rows)
     starts = [0]
     for size in _equal_parts(num_prompts, prompts_at_once):
         starts.append(starts[-1] + size)
