@@ -19,8 +19,8 @@ def test_costs_of_a_tiny_model() -> None:
     layer = 32 * 32 * 2 + 32 * 16 * 2 + 3 * 32 * 64 + 2 * 32
     assert costs.per_token == 2 * (2 * layer + 32)
     assert costs.per_scored_token == 2 * 48 * 32
-    # 4 heads of 8, keys and values, 2 layers, weighted by the slowness of 3: 3 * 4 * 4 * 8 * 2.
-    assert costs.per_pair == 768
+    # 4 heads of 8, keys and values, 2 layers, weighted by the slowness of 2: 2 * 4 * 4 * 8 * 2.
+    assert costs.per_pair == 512
 
 
 def test_dense_loses_where_completions_are_long() -> None:

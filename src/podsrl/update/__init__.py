@@ -1,0 +1,1 @@
+"""The update on kept rollouts: every prompt is read once, every kept token once."""

@@ -7,7 +7,7 @@ from podsrl.update.packing import PackedBatch
 
 # On CPU an operation of masked attention takes about this many times as long as one of a large
 # matrix product (benchmarks/packed.py); score matrices are read and written, not only multiplied.
-ATTENTION_SLOWDOWN = 3.0
+ATTENTION_SLOWDOWN = 2.0
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def operation_costs(causal_lm: Any) -> OperationCosts:
     """Costs of a transformers causal LM, from its configuration and its parameter count.
 
     Example: one layer of hidden size 64 with 4 heads of 16 compares a pair of tokens in
-    4 * 4 * 16 = 256 operations (products with keys and with values), weighted by 3: 768.
+    4 * 4 * 16 = 256 operations (products with keys and with values), weighted by 2: 512.
     """
     config = causal_lm.config.get_text_config()
     heads = config.num_attention_heads

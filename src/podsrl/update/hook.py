@@ -1,0 +1,110 @@
+"""GRPOTrainer that reads every prompt once per micro-batch in policy and reference passes."""
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl import GRPOTrainer
+
+from podsrl.update.log_probs import log_probs_by_prompt, unwrap
+from podsrl.update.microbatch import balance, regroup
+from podsrl.update.packing import group_by_prompt, pack
+from podsrl.update.plan import operation_costs, packed_is_cheaper
+from podsrl.update.support import packing_reason
+
+logger = logging.getLogger(__name__)
+
+
+class PackedUpdate(GRPOTrainer):
+    """Computes log-probs over packed rows where these cost less than TRL's padded ones.
+
+    `args.packed_update` turns it on. It serves old, reference and policy log-probs alike, and
+    keeps the rollouts of one prompt in one micro-batch. Models that packed rows do not serve stay
+    with TRL's path, with one warning that says why.
+    """
+
+    _packing_reasons: dict[int, str | None]
+    _buffered_inputs: list[dict[str, Any]] | None
+
+    def _get_per_token_logps_and_entropies(  # type: ignore[no-untyped-def]
+        self,
+        model,
+        input_ids,
+        attention_mask,
+        logits_to_keep,
+        batch_size=None,
+        compute_entropy=False,
+        compute_aux_loss=False,
+        **multimodal,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        plain = not compute_aux_loss and all(value is None for value in multimodal.values())
+        if (
+            plain
+            and self._packs(model)
+            and self._saves(model, input_ids, attention_mask, logits_to_keep)
+        ):
+            with self.accelerator.autocast():
+                log_probs, entropies = log_probs_by_prompt(
+                    model,
+                    input_ids,
+                    attention_mask,
+                    logits_to_keep,
+                    num_rows_per_pass=batch_size,
+                    compute_entropy=compute_entropy,
+                )
+            return log_probs, entropies, None
+        return super()._get_per_token_logps_and_entropies(
+            model,
+            input_ids,
+            attention_mask,
+            logits_to_keep,
+            batch_size=batch_size,
+            compute_entropy=compute_entropy,
+            compute_aux_loss=compute_aux_loss,
+            **multimodal,
+        )
+
+    def _packs(self, model: Any) -> bool:
+        """Whether packed rows are on and serve this model, looked at once per model."""
+        if not self.args.packed_update:
+            return False
+        reasons = self.__dict__.setdefault("_packing_reasons", {})
+        key = id(unwrap(model))
+        if key not in reasons:
+            with self.accelerator.autocast():
+                reasons[key] = packing_reason(model)
+            if reasons[key] is not None:
+                logger.warning("updating on padded rows, which is slower: %s", reasons[key])
+        return reasons[key] is None
+
+    def _saves(self, model: Any, input_ids: Tensor, mask: Tensor, num_completion: int) -> bool:
+        width = input_ids.shape[1] - num_completion
+        packed = pack(input_ids[:, :width], mask[:, :width], input_ids[:, width:], mask[:, width:])
+        causal_lm = unwrap(model)
+        return packed_is_cheaper(
+            packed,
+            operation_costs(causal_lm),
+            dense=causal_lm.config._attn_implementation == "eager",
+            padded_scores_all=not torch.cuda.is_available(),
+        )
+
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        batches = self._buffered_inputs
+        if not self.args.packed_update or batches is before or batches is None or len(batches) < 2:
+            return inputs
+        self._buffered_inputs = self._by_prompt(batches)
+        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+
+    def _by_prompt(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The micro-batches dealt out anew: rollouts of a prompt together, tokens balanced."""
+        prompts = torch.cat([batch["prompt_ids"] for batch in batches])
+        prompt_mask = torch.cat([batch["prompt_mask"] for batch in batches])
+        completion_mask = torch.cat([batch["completion_mask"] for batch in batches])
+        group_B = group_by_prompt(prompts, prompt_mask)
+        sizes = torch.stack([prompt_mask.sum(1), completion_mask.sum(1), group_B]).tolist()
+        prompt_lengths, completion_lengths, groups = sizes
+        rows = balance(prompt_lengths, completion_lengths, groups, len(batches))
+        return regroup(batches, rows)
