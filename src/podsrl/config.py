@@ -1,4 +1,4 @@
-"""PODSConfig: GRPOConfig with three fields more."""
+"""PODSConfig: GRPOConfig with the fields of PODS."""
 
 from dataclasses import dataclass, field
 
@@ -44,11 +44,29 @@ class PODSConfig(GRPOConfig):
         },
     )
 
+    fast_sampling: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Sample (without vLLM) by reading each prompt once for its n rollouts, instead "
+            "of with generate. Default: on when n > m; with n = m training is TRL's bit for bit."
+        },
+    )
+    packed_update: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Update on rows in which each prompt stands once, where that costs less than "
+            "TRL's padded rows. Default: on when n > m; with n = m training is TRL's bit for bit."
+        },
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_rollouts is None:
             self.num_rollouts = DEFAULT_ROLLOUTS_PER_KEPT * self.num_generations
         self._check_selection()
+        samples_more = self.num_rollouts > self.num_generations
+        self.fast_sampling = samples_more if self.fast_sampling is None else self.fast_sampling
+        self.packed_update = samples_more if self.packed_update is None else self.packed_update
         self._check_rows_per_process()
 
     def _check_selection(self) -> None:

@@ -7,6 +7,7 @@ ratios, reference log-probs) concerns kept rollouts. Two methods of GRPOTrainer 
     _calculate_rewards   hands back the rewards of the kept m, computed above
 
 and `_generate_and_score_completions`, which calls both, is wrapped to set the metrics right.
+Sampling and log-probs themselves are made cheaper in rollout/hook.py and update/hook.py.
 tests/trainer/test_host_contract.py holds TRL to the names, signatures and order used here.
 
 Shape letters: P prompts, N sampled rollouts, M kept rollouts, F reward functions.
@@ -28,7 +29,9 @@ from podsrl.core.advantage import advantages
 from podsrl.core.combine import combine
 from podsrl.core.select import select
 from podsrl.core.statistics import reward_statistics, selection_statistics
+from podsrl.rollout.hook import FastSampling
 from podsrl.timing import PhaseClock, peak_memory_gib
+from podsrl.update.hook import PackedUpdate
 
 PHASES = ("sampling", "rewards", "selection", "update")
 UNSUPPORTED = {
@@ -61,7 +64,7 @@ class Selection:
         return (first_P1 + self.kept_PM).flatten()
 
 
-class PODSTrainer(GRPOTrainer):
+class PODSTrainer(FastSampling, PackedUpdate, GRPOTrainer):
     """GRPOTrainer that samples n rollouts per prompt and updates on the m that a rule keeps.
 
     Takes exactly GRPOTrainer's arguments, with a `PODSConfig` as `args`. Reward functions run once,

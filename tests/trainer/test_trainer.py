@@ -12,6 +12,8 @@ from trl import GRPOConfig, GRPOTrainer
 from podsrl import PODSConfig, PODSTrainer, select
 from tiny import digit_reward, even_reward, text_of
 
+TRL_PATHS = {"fast_sampling": False, "packed_update": False}
+
 
 class Recorder:
     """Rewards that remember their calls: 1 for an even number of characters."""
@@ -68,7 +70,7 @@ def test_dropped_rollouts_cost_no_forward_pass(
     tiny_folder: str, tmp_path: Path, beta: float
 ) -> None:
     """8 kept rows a step through the policy, and through the reference model if beta > 0."""
-    trainer = build(tiny_folder, tmp_path, num_rollouts=16, beta=beta)
+    trainer = build(tiny_folder, tmp_path, num_rollouts=16, beta=beta, **TRL_PATHS)
     policy = count_rows(trainer.model)
     reference = count_rows(trainer.ref_model) if beta else []
     trainer.train()
@@ -79,7 +81,8 @@ def test_dropped_rollouts_cost_no_forward_pass(
 
 def test_old_log_probs_are_computed_for_kept_rows_only(tiny_folder: str, tmp_path: Path) -> None:
     """With two iterations TRL forwards the batch once more for the old log-probs: 8 + 2 x 8."""
-    trainer = build(tiny_folder, tmp_path, num_rollouts=16, num_iterations=2, max_steps=2)
+    options = {"num_rollouts": 16, "num_iterations": 2, "max_steps": 2, **TRL_PATHS}
+    trainer = build(tiny_folder, tmp_path, **options)
     policy = count_rows(trainer.model)
     trainer.train()
     assert sum(rows for rows, log_probs in policy if log_probs) == 8 + 2 * 8
@@ -326,4 +329,8 @@ def test_config_defaults(tmp_path: Path) -> None:
         "kept",
     )
     added = set(PODSConfig.__dataclass_fields__) - set(GRPOConfig.__dataclass_fields__)
-    assert added == {"num_rollouts", "selection_rule", "advantage_from"}
+    paper = {"num_rollouts", "selection_rule", "advantage_from"}
+    assert added == paper | {"fast_sampling", "packed_update"}
+    assert config.fast_sampling and config.packed_update
+    equal = PODSConfig(str(tmp_path), use_cpu=True, bf16=False, num_rollouts=8)
+    assert not equal.fast_sampling and not equal.packed_update

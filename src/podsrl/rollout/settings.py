@@ -12,7 +12,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from podsrl.rollout.cache import refuse_cache
 
-ATTENTION = ("sdpa", "eager")
+ATTENTION = ("sdpa", "eager", "podsrl_sdpa")
 
 # Fields of a generation config that we implement, or that do not touch the sampled tokens.
 SERVED = {
