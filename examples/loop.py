@@ -17,8 +17,8 @@ language model on its own answers. For every prompt x:
     evaluate   greedy answers to problems never trained on
 
 `select` and `advantages` come from the package; all else stands here. PODSTrainer is tested against
-this file. The task is to add two numbers up to 99, which the packaged model (135 million
-parameters) improves at within minutes on two CPU cores:
+this file. The task is to add two numbers up to 99; the default model is the packaged one of 135
+million parameters, which two CPU cores can train:
 
     python examples/loop.py --steps 20
 
