@@ -180,8 +180,8 @@ def main() -> None:
             result = compare(model, prompts, SIZES[size], settings, args)
             report["sizes"][f"{size}, {label}"] = result
             print(size, label, json.dumps(result, indent=1), flush=True)
-    if args.output:
-        args.output.write_text(json.dumps(report, indent=1) + "\n")
+            if args.output:
+                args.output.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":
