@@ -32,8 +32,7 @@ class FastSampling(GRPOTrainer):
             return super()._generate_single_turn(
                 prompt_ids, images, multimodal_fields, num_generations, has_tool_images
             )
-        policy = self.accelerator.unwrap_model(self.model)
-        reason = can_sample(policy, self.generation_config)
+        reason = self._why_generate()
         if reason is None:
             return self._sample_by_prompt(prompt_ids), None
         if self._sampling_fallback is None:
@@ -42,6 +41,15 @@ class FastSampling(GRPOTrainer):
         return super()._generate_single_turn(
             prompt_ids, images, multimodal_fields, num_generations, has_tool_images
         )
+
+    def _why_generate(self) -> str | None:
+        """Why this run must sample through `generate`; None when our sampler serves it."""
+        sharded = self.is_deepspeed_enabled and not self.args.ds3_gather_for_generation
+        if self.is_fsdp_enabled or sharded:
+            # Every step gathers weights from all processes, which end at different steps.
+            return "the weights are sharded while sampling"
+        policy = self.accelerator.unwrap_model(self.model)
+        return can_sample(policy, self.generation_config)
 
     def _sample_by_prompt(self, prompt_ids: list[list[int]]) -> list[list[int]]:
         """One rollout per row; equal rows are neighbours and share the reading of their prompt."""

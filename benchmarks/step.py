@@ -1,0 +1,260 @@
+"""Seconds of one training step, arm by arm, phase by phase, and how far each is from its floor.
+
+    python benchmarks/step.py --output benchmarks/step.json
+
+The arms run in one process, in turn, `--repeats` times; each time an arm's trainer is made anew
+and its first step warms up and is not counted. Phases: sampling, rewards, selection, log-probs and
+update (forward and backward), optimizer, and everything else; the JSON holds medians.
+
+The floor of a phase is the time of the floating-point operations and of the bytes it cannot do
+without, at what a large matrix product and a large copy reach in the same run, whichever is longer.
+"""
+
+import argparse
+import gc
+import json
+import statistics
+import time
+from collections import defaultdict
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+from transformers.trainer_callback import PrinterCallback
+from transformers.utils import logging
+from trl import GRPOConfig, GRPOTrainer
+
+from podsrl import PODSConfig, PODSTrainer
+from podsrl.experiment.run_folder import device_name, versions
+from podsrl.models import load_model, load_tokenizer
+from podsrl.tasks import load_task
+from podsrl.timing import peak_memory_gib
+
+PHASES = ("sampling", "rewards", "selection", "update", "optimizer", "other")
+OFF: dict[str, Any] = {"fast_sampling": False, "packed_update": False}
+
+
+def arms(wide: int, kept: int) -> dict[str, dict[str, Any]]:
+    """Name -> trainer options: n, m and which of our parts are on."""
+    pods = {"num_rollouts": wide, "num_generations": kept}
+    return {
+        f"grpo {wide}/{wide}, TRL": {"num_generations": wide},
+        f"grpo {kept}/{kept}, TRL": {"num_generations": kept},
+        f"pods {wide}/{kept}, TRL's paths": {**pods, **OFF},
+        f"pods {wide}/{kept}, our sampling": {**pods, **OFF, "fast_sampling": True},
+        f"pods {wide}/{kept}, packed update": {**pods, **OFF, "packed_update": True},
+        f"pods {wide}/{kept}": pods,
+    }
+
+
+class Stopwatch(TrainerCallback):
+    """Seconds per phase of every step, for TRL's trainer and ours alike."""
+
+    def __init__(self, trainer: GRPOTrainer) -> None:
+        self.steps: list[dict[str, float]] = []
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.tokens: defaultdict[str, int] = defaultdict(int)
+        self.trainer, self.start, self.mark = trainer, 0.0, 0.0
+        self._wrap("_generate_single_turn", "sampling")
+        self._wrap("_select", "selection")
+        self._wrap("_keep", "selection")
+        self._wrap("_compute_loss", "update")
+        self._wrap("_get_per_token_logps_and_entropies", "log_probs")
+        trainer.reward_funcs = [self._timed(f, "rewards") for f in trainer.reward_funcs]
+        backward = trainer.accelerator.backward
+        trainer.accelerator.backward = self._timed(backward, "update")
+
+    def _wrap(self, name: str, phase: str) -> None:
+        if hasattr(self.trainer, name):
+            setattr(self.trainer, name, self._timed(getattr(self.trainer, name), phase))
+
+    def _timed(self, function: Any, phase: str) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            start = self.now()
+            result = function(*args, **kwargs)
+            self.seconds[phase] += self.now() - start
+            if phase == "sampling":
+                self.tokens["prompt"] = sum(map(len, args[0]))
+                self.tokens["sampled"] = sum(map(len, result[0]))
+                self.tokens["steps"] = max(map(len, result[0]))
+            return result
+
+        return call
+
+    def now(self) -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.seconds.clear()
+        self.start = self.now()
+
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        self.mark = self.now()
+
+    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+        self.seconds["optimizer"] += self.now() - self.mark
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        step = {phase: self.seconds[phase] for phase in PHASES}
+        step["total"] = self.now() - self.start
+        step["other"] = step["total"] - sum(step[phase] for phase in PHASES[:-1])
+        self.steps.append({**step, **self.tokens, "peak_gib": peak_memory_gib(torch.device("cpu"))})
+
+
+def run_arm(model_name: str, options: dict[str, Any], sizes: argparse.Namespace) -> list[dict]:
+    """Figures of every counted step of one arm, in a trainer of its own."""
+    task = load_task("arithmetic")
+    pods = "num_rollouts" in options
+    config = (PODSConfig if pods else GRPOConfig)(
+        output_dir=mkdtemp(),
+        per_device_train_batch_size=options["num_generations"] * sizes.prompts,
+        max_steps=1 + sizes.steps,
+        max_completion_length=sizes.tokens,
+        learning_rate=2e-5,
+        lr_scheduler_type="constant",
+        gradient_checkpointing=False,
+        bf16=sizes.bf16,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
+        **options,
+    )
+    trainer = (PODSTrainer if pods else GRPOTrainer)(
+        model=load_model(model_name),
+        reward_funcs=list(task.reward_funcs.values()),
+        args=config,
+        train_dataset=Dataset.from_list(task.rows("train", 64)),
+        processing_class=load_tokenizer(model_name),
+    )
+    trainer.remove_callback(PrinterCallback)
+    watch = Stopwatch(trainer)
+    trainer.add_callback(watch)
+    trainer.train()
+    del trainer
+    gc.collect()
+    return watch.steps[1:]
+
+
+def machine_rates() -> dict[str, float]:
+    """Floating-point operations and copied bytes per second that this machine reaches now."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    a, b = torch.randn(2, 2048, 2048, device=device)
+    source = torch.randn(64 * 2**20, device=device)
+    target = torch.empty_like(source)
+
+    def seconds(function: Any) -> float:
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            function()
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    return {
+        "flops": 2 * 2048**3 / seconds(lambda: torch.matmul(a, b)),
+        "bytes": 2 * source.numel() * 4 / seconds(lambda: target.copy_(source)),
+    }
+
+
+def floors(model_name: str, step: dict[str, float], options: dict, rates: dict) -> dict[str, float]:
+    """Least seconds of sampling, update and optimizer for the tokens of this step.
+
+    Sampling: every prompt read once and every sampled token through all weights once; and the
+    weights read once per decoding step. Update: prompt read once and kept tokens, forward and
+    backward (3 x 2 operations a weight). Optimizer: four reads and three writes per parameter.
+    """
+    model = load_model(model_name)
+    total = sum(p.numel() for p in model.parameters())
+    head = model.get_output_embeddings().weight.numel()
+    num_rollouts = options.get("num_rollouts", options["num_generations"])
+    prompt_tokens = step["prompt"] / num_rollouts
+    kept_tokens = step["sampled"] * options["num_generations"] / num_rollouts
+    body = total - head
+    sampling_flops = 2 * body * prompt_tokens + 2 * total * step["sampled"]
+    update_flops = 6 * body * (prompt_tokens + kept_tokens) + 6 * head * kept_tokens
+    return {
+        "sampling": max(
+            sampling_flops / rates["flops"], step["steps"] * 4 * total / rates["bytes"]
+        ),
+        "update": update_flops / rates["flops"],
+        "optimizer": 7 * 4 * total / rates["bytes"],
+    }
+
+
+def summarise(steps: list[dict[str, float]]) -> dict[str, float]:
+    """Medians over the counted steps of all repeats, and tokens per second."""
+    median = {key: statistics.median(step[key] for step in steps) for key in steps[0]}
+    median["sampled_tokens_per_second"] = statistics.median(
+        step["sampled"] / step["sampling"] for step in steps
+    )
+    totals = [step["total"] for step in steps]
+    return {**median, "total_min": min(totals), "total_max": max(totals), "num_steps": len(steps)}
+
+
+def measure(model_name: str, sizes: argparse.Namespace) -> dict[str, Any]:
+    """All arms in turn, `repeats` times."""
+    collected: defaultdict[str, list] = defaultdict(list)
+    rates = []
+    for repeat in range(sizes.repeats):
+        rates.append(machine_rates())
+        for name, options in arms(sizes.wide, sizes.kept).items():
+            collected[name] += run_arm(model_name, options, sizes)
+            seconds = collected[name][-1]["total"]
+            print(f"{model_name} repeat {repeat} {name}: {seconds:.2f} s", flush=True)
+    best = {key: max(rate[key] for rate in rates) for key in rates[0]}
+    result: dict[str, Any] = {"rates": best, "arms": {}}
+    for name, options in arms(sizes.wide, sizes.kept).items():
+        figures = summarise(collected[name])
+        least = floors(model_name, figures, options, best)
+        figures["floor"] = least
+        figures["over_floor"] = {phase: figures[phase] / least[phase] for phase in least}
+        result["arms"][name] = figures
+    return result
+
+
+def ratios(result: dict[str, Any], wide: int, kept: int) -> dict[str, float]:
+    """The ratios that the README quotes."""
+    total = {name: figures["total"] for name, figures in result["arms"].items()}
+    ours, before = f"pods {wide}/{kept}", f"pods {wide}/{kept}, TRL's paths"
+    each = result["arms"]
+    return {
+        "grpo wide over ours": total[f"grpo {wide}/{wide}, TRL"] / total[ours],
+        "grpo narrow over ours": total[f"grpo {kept}/{kept}, TRL"] / total[ours],
+        "before over ours": total[before] / total[ours],
+        "sampling: TRL over ours": each[before]["sampling"] / each[ours]["sampling"],
+        "update: TRL over ours": each[before]["update"] / each[ours]["update"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--prompts", type=int, default=1, help="prompts per step")
+    parser.add_argument("--wide", type=int, default=64, help="n")
+    parser.add_argument("--kept", type=int, default=16, help="m")
+    parser.add_argument("--tokens", type=int, default=24, help="length limit of a completion")
+    parser.add_argument("--steps", type=int, default=1, help="counted steps per repeat")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--bf16", action="store_true", help="autocast, where the hardware has it")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/step.json"))
+    sizes = parser.parse_args()
+    logging.disable_progress_bar()
+    result = measure(sizes.model, sizes)
+    result["ratios"] = ratios(result, sizes.wide, sizes.kept)
+    result["settings"] = {k: v for k, v in vars(sizes).items() if k != "output"}
+    result["versions"] = versions(
+        device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    )
+    sizes.output.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result["ratios"], indent=2))
+
+
+if __name__ == "__main__":
+    main()
