@@ -3,7 +3,7 @@
 from podsrl.tasks.base import Row, Task, make_row, make_task
 from podsrl.tasks.splits import disjoint_splits
 
-PROMPT = "{expression} = ?"
+PROMPT = "State the final answer to the following arithmetic problem: {expression} ="
 
 
 def arithmetic(
