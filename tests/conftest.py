@@ -8,6 +8,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
+
 from tiny import save_tiny
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,0 +1,44 @@
+"""What the README says is so: its script runs as printed, its tables come from benchmarks/."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SCRIPTS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.mark.packaged
+def test_the_script_runs_as_printed(tmp_path: Path) -> None:
+    """Two real steps of PODSTrainer on the packaged model."""
+    assert "PODSTrainer" in SCRIPTS[0] and SCRIPTS[0].count("\n") <= 16
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPTS[0]], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("pods/kept_reward_variance") >= 1
+    assert "'train_runtime'" in done.stdout
+
+
+def test_the_rule_on_six_rewards() -> None:
+    from podsrl import select
+
+    assert "select([0, 0, 0, 1, 0, 0], keep=2)" in SCRIPTS[1]
+    kept = select([0, 0, 0, 1, 0, 0], keep=2).tolist()
+    assert 3 in kept and len(kept) == 2
+
+
+def test_tables_come_from_the_benchmark_files() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "readme.py"), "--check"]
+    assert subprocess.run(command).returncode == 0, "run python benchmarks/readme.py"
+
+
+def test_links_and_size() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        if not target.startswith("http"):
+            assert (ROOT / target).exists(), target
+    assert README.count("\n") < 200
