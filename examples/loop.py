@@ -16,36 +16,38 @@ language model on its own answers. For every prompt x:
 
     evaluate   greedy answers to problems never trained on
 
-`select` and `advantages` come from the package; all else stands here. PODSTrainer is tested against
-this file. The task is to add two numbers up to 99; the default model is the packaged one of 135
-million parameters, which two CPU cores can train:
+`select`, `advantages`, problems and models come from the package; all else stands here, and
+PODSTrainer is tested against it. The problems are sums and differences such as 15 - 43; the default
+model is the packaged one of 135 million parameters, which two CPU cores can train:
 
     python examples/loop.py --steps 20
 
-Departures from PODSTrainer: one process, one reward function, a constant learning rate, sampling
-without top-k or top-p. As in TRL, padding on the left shifts the positions in a row, which models
-with rotary (relative) positions do not notice.
+Departures from PODSTrainer: one process, one reward, one pass per update, a constant learning rate,
+sampling without top-k or top-p. As in TRL, padding on the left shifts the positions in a row, which
+models with rotary (relative) positions do not notice.
 
 Shape letters: P prompts, N rollouts sampled and M kept per prompt, B rows, L prompt tokens,
 T completion tokens, V words of the vocabulary.
 """
 
 import copy
-import random
-import re
 import time
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import HfArgumentParser
+from transformers import PreTrainedModel as Model
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from podsrl import select
 from podsrl.core.advantage import advantages
 from podsrl.models import load_model, load_tokenizer
+from podsrl.rewards.answers import last_number
+from podsrl.tasks.arithmetic import arithmetic
 
-Problem = tuple[str, int]  # question and answer
+Problems = list[dict[str, Any]]  # "prompt": chat messages; "answer": a number as text
 Rows = list[list[int]]  # token ids, of one prompt or completion in each row
 
 
@@ -62,7 +64,6 @@ class Options:
     temperature: float = 1.0
     max_new_tokens: int = 24
     num_iterations: int = 1  # optimizer steps on the same rollouts
-    rows_per_pass: int = 16  # rows that go through the model at a time in an update
     clip: float = 0.2
     beta: float = 0.0  # above 0 a second copy of the model is kept as reference
     max_grad_norm: float = 1.0
@@ -70,64 +71,41 @@ class Options:
     seed: int = 0
 
 
-# The task: sums of two numbers from 1 to 99 -------------------------------------------------------
-
-
-def make_problems(num_test: int) -> tuple[list[Problem], list[Problem]]:
-    """All problems, shuffled, in two parts: to train on, and `num_test` to evaluate on."""
-    pairs = [(a, b) for a in range(1, 100) for b in range(1, 100)]
-    problems = [(f"State the final answer only: {a} + {b} =", a + b) for a, b in pairs]
-    random.Random(0).shuffle(problems)
-    return problems[num_test:], problems[:num_test]
-
-
-# Sample -------------------------------------------------------------------------------------------
-
-
 @torch.no_grad()
 def sample(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    questions: list[str],
-    num_rollouts: int,
-    *,
-    max_new_tokens: int,
-    temperature: float,
+    model: Model, tokenizer: Tokenizer, problems: Problems, options: Options
 ) -> tuple[Rows, Rows]:
-    """Prompt ids and completion ids of P * N rollouts, the N of a question in consecutive rows.
+    """Prompt ids and completion ids of P * N rollouts, the N of a problem in consecutive rows.
 
     A completion ends with the end token, or without it at `max_new_tokens`. Temperature 0 always
     takes the likeliest token.
     """
-    chats = [[{"role": "user", "content": question}] for question in questions]
+    chats = [problem["prompt"] for problem in problems]
     prompt_ids = tokenizer.apply_chat_template(chats, add_generation_prompt=True)["input_ids"]
-    input_ids, mask = pad(prompt_ids, "left", model.device)
-    end, cache = tokenizer.eos_token_id, None
-    columns: list[Tensor] = []
-    finished_B = torch.zeros(len(chats) * num_rollouts, dtype=torch.bool, device=model.device)
-    while len(columns) < max_new_tokens and not finished_B.all():
-        inputs = {"input_ids": input_ids, "attention_mask": mask, "past_key_values": cache}
-        output = model(**inputs, use_cache=True, logits_to_keep=1)
+    ids, mask = pad(prompt_ids, "left", model.device)
+    end, cache, columns = tokenizer.eos_token_id, None, []
+    num_rows = len(chats) * options.num_rollouts
+    ended_B = torch.zeros(num_rows, dtype=torch.bool, device=model.device)
+    while len(columns) < options.max_new_tokens and not ended_B.all():
+        reading = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+        output = model(ids, attention_mask=mask, **reading)
         cache, logits_BV = output.past_key_values, output.logits[:, -1].float()
         if not columns:
-            # The prompt is read once per group; each rollout gets a copy of what was computed.
-            cache.batch_repeat_interleave(num_rollouts)
-            logits_BV = logits_BV.repeat_interleave(num_rollouts, dim=0)
-            mask = mask.repeat_interleave(num_rollouts, dim=0)
-        if temperature == 0:
-            input_ids = logits_BV.argmax(dim=-1, keepdim=True)
+            # The prompt is read once per problem; each rollout gets a copy of what was computed.
+            cache.batch_repeat_interleave(options.num_rollouts)
+            logits_BV = logits_BV.repeat_interleave(options.num_rollouts, dim=0)
+            mask = mask.repeat_interleave(options.num_rollouts, dim=0)
+        if options.temperature == 0:
+            ids = logits_BV.argmax(dim=-1, keepdim=True)
         else:
-            input_ids = torch.multinomial((logits_BV / temperature).softmax(dim=-1), num_samples=1)
-        mask = torch.cat([mask, torch.ones_like(input_ids)], dim=1)
-        finished_B |= input_ids.squeeze(1) == end
-        columns.append(input_ids)
-    completion_ids = [until(end, row) for row in torch.cat(columns, dim=1).tolist()]
-    return [ids for ids in prompt_ids for _ in range(num_rollouts)], completion_ids
-
-
-def until(end: int, row: list[int]) -> list[int]:
-    """The row up to and with the first `end`; all of it if there is none."""
-    return row[: row.index(end) + 1] if end in row else row
+            ids = torch.multinomial((logits_BV / options.temperature).softmax(dim=-1), 1)
+        mask = torch.cat([mask, torch.ones_like(ids)], dim=1)
+        ended_B |= ids.squeeze(1) == end
+        columns.append(ids)
+    # A row goes on until all have ended: cut it after its first end token.
+    rows = torch.cat(columns, dim=1).tolist()
+    completion_ids = [row[: row.index(end) + 1] if end in row else row for row in rows]
+    return [row for row in prompt_ids for _ in range(options.num_rollouts)], completion_ids
 
 
 def pad(rows: Rows, side: str, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -141,193 +119,123 @@ def pad(rows: Rows, side: str, device: torch.device) -> tuple[Tensor, Tensor]:
     return ids.to(device), mask.to(device)
 
 
-# Reward -------------------------------------------------------------------------------------------
-
-
-def reward(text: str, answer: int) -> float:
+def reward(text: str, answer: str) -> float:
     """1 if the last number in the text is the answer, else 0."""
-    numbers = re.findall(r"-?\d+(?:\.\d+)?", text)
-    return float(bool(numbers) and float(numbers[-1]) == answer)
-
-
-# Select and advantage -----------------------------------------------------------------------------
+    number = last_number(text)
+    return float(number is not None and float(number) == float(answer))
 
 
 @dataclass(frozen=True)
 class Batch:
     """The kept rollouts, one row each: all that the update sees."""
 
-    prompt_ids: Rows
-    completion_ids: Rows
+    prompt_BL: Tensor
+    prompt_mask_BL: Tensor
+    completion_BT: Tensor
+    mask_BT: Tensor
     advantages_B: Tensor
 
 
 def keep(prompt_ids: Rows, completion_ids: Rows, rewards_PN: Tensor, kept_PM: Tensor) -> Batch:
     """The rows and advantages of the kept rollouts; the others are never looked at again."""
-    num_prompts, num_rollouts = rewards_PN.shape
-    first_row_P1 = torch.arange(num_prompts, device=kept_PM.device).unsqueeze(1) * num_rollouts
-    rows = (first_row_P1 + kept_PM).flatten().tolist()
-    advantages_B = advantages(rewards_PN, kept_PM).flatten()
-    return Batch([prompt_ids[i] for i in rows], [completion_ids[i] for i in rows], advantages_B)
+    num_rollouts, device = rewards_PN.shape[1], rewards_PN.device
+    rows = [p * num_rollouts + i for p, kept in enumerate(kept_PM.tolist()) for i in kept]
+    prompts = pad([prompt_ids[row] for row in rows], "left", device)
+    completions = pad([completion_ids[row] for row in rows], "right", device)
+    return Batch(*prompts, *completions, advantages(rewards_PN, kept_PM).flatten())
 
 
-# Update -------------------------------------------------------------------------------------------
-
-
-def log_probs(
-    model: PreTrainedModel, prompt_ids: Rows, completion_ids: Rows, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """Log-probability of each completion token after all before it, and the mask, both (B, T)."""
-    prompt_BL, prompt_mask_BL = pad(prompt_ids, "left", model.device)
-    completion_BT, mask_BT = pad(completion_ids, "right", model.device)
-    logits = model(
-        input_ids=torch.cat([prompt_BL, completion_BT], dim=1),
-        attention_mask=torch.cat([prompt_mask_BL, mask_BT], dim=1),
-        use_cache=False,
-        logits_to_keep=completion_BT.shape[1] + 1,
-    ).logits
+def log_probs(model: Model, batch: Batch, temperature: float) -> Tensor:
+    """Log-probability of each completion token after all before it, (B, T)."""
+    ids = torch.cat([batch.prompt_BL, batch.completion_BT], dim=1)
+    mask = torch.cat([batch.prompt_mask_BL, batch.mask_BT], dim=1)
+    num_logits = batch.completion_BT.shape[1] + 1
     # The logits at one position are for the token at the next.
-    log_probs_BTV = (logits[:, :-1].float() / temperature).log_softmax(dim=-1)
-    return log_probs_BTV.gather(-1, completion_BT.unsqueeze(-1)).squeeze(-1), mask_BT
+    output = model(ids, attention_mask=mask, use_cache=False, logits_to_keep=num_logits)
+    log_probs_BTV = (output.logits[:, :-1].float() / temperature).log_softmax(dim=-1)
+    return log_probs_BTV.gather(-1, batch.completion_BT.unsqueeze(-1)).squeeze(-1)
 
 
 def loss(
-    log_probs_BT: Tensor,
-    old_log_probs_BT: Tensor,
-    advantages_B: Tensor,
-    mask_BT: Tensor,
-    options: Options,
-    *,
-    num_tokens: float,
-    reference_log_probs_BT: Tensor | None = None,
+    new_BT: Tensor, old_BT: Tensor, reference_BT: Tensor | None, batch: Batch, options: Options
 ) -> Tensor:
     """The formula above, summed over tokens, over a denominator that says what counts alike.
 
-    grpo     every rollout, whatever its length: mean over its tokens, then over rollouts
-    bnpo     every token in this call
-    dapo     every token in the step, of which `num_tokens` is the average per call
-    dr_grpo  every token of every step: the denominator is B * max_new_tokens
+    grpo        every rollout, whatever its length: mean over its tokens, then over rollouts
+    dapo, bnpo  every token of the batch; they differ where a batch takes several passes
+    dr_grpo     every token of every step: the denominator is B * max_new_tokens
     """
-    advantages_B1 = advantages_B.unsqueeze(1)
-    ratio_BT = (log_probs_BT - old_log_probs_BT).exp()
+    advantages_B1 = batch.advantages_B.unsqueeze(1)
+    ratio_BT = (new_BT - old_BT).exp()
     clipped_BT = ratio_BT.clamp(1 - options.clip, 1 + options.clip)
     loss_BT = -torch.min(ratio_BT * advantages_B1, clipped_BT * advantages_B1)
-    if reference_log_probs_BT is not None:
-        difference_BT = reference_log_probs_BT - log_probs_BT
-        kl_BT = difference_BT.exp() - difference_BT - 1
-        loss_BT = loss_BT + options.beta * ratio_BT * kl_BT
-    sum_B, length_B = (loss_BT * mask_BT).sum(dim=1), mask_BT.sum(dim=1)
+    if reference_BT is not None:
+        difference_BT = reference_BT - new_BT
+        loss_BT = loss_BT + options.beta * ratio_BT * (difference_BT.exp() - difference_BT - 1)
+    sum_B, length_B = (loss_BT * batch.mask_BT).sum(dim=1), batch.mask_BT.sum(dim=1)
     if options.loss_type == "grpo":
         return (sum_B / length_B).mean()
-    if options.loss_type == "bnpo":
-        return sum_B.sum() / length_B.sum()
-    if options.loss_type == "dapo":
-        return sum_B.sum() / num_tokens
-    return sum_B.sum() / (len(sum_B) * options.max_new_tokens)
+    if options.loss_type == "dr_grpo":
+        return sum_B.mean() / options.max_new_tokens
+    return sum_B.sum() / length_B.sum()
 
 
 def update(
-    model: PreTrainedModel,
+    model: Model,
     optimizer: torch.optim.Optimizer,
     batch: Batch,
     options: Options,
-    reference: PreTrainedModel | None = None,
+    reference: Model | None = None,
 ) -> float:
-    """Take `num_iterations` optimizer steps on the batch; return the loss of the last one.
-
-    The gradients of `rows_per_pass` rows at a time add up before a step. The old policy is the
-    model as it comes in, so every importance ratio of the first step is 1.
-    """
-    num_rows = len(batch.prompt_ids)
-    starts = range(0, num_rows, min(options.rows_per_pass, num_rows))
-    if num_rows % starts.step:
-        raise ValueError(
-            f"{num_rows} kept rows do not split into passes of {starts.step} rows: "
-            "choose rows_per_pass so that it divides num_prompts * num_kept."
-        )
-    num_tokens = sum(len(ids) for ids in batch.completion_ids) / len(starts)
-    old: dict[int, Tensor] = {}
+    """Take `num_iterations` optimizer steps on the batch; return the loss of the last one."""
+    with torch.no_grad():
+        reference_BT = log_probs(reference, batch, options.temperature) if reference else None
+    old_BT = None
     for _ in range(options.num_iterations):
-        total = 0.0
-        for start in starts:
-            rows = slice(start, start + starts.step)
-            tokens = batch.prompt_ids[rows], batch.completion_ids[rows], options.temperature
-            reference_BT = None
-            if reference is not None:
-                with torch.no_grad():
-                    reference_BT, _ = log_probs(reference, *tokens)
-            log_probs_BT, mask_BT = log_probs(model, *tokens)
-            pass_loss = loss(
-                log_probs_BT,
-                old.setdefault(start, log_probs_BT.detach()),
-                batch.advantages_B[rows],
-                mask_BT,
-                options,
-                num_tokens=num_tokens,
-                reference_log_probs_BT=reference_BT,
-            ) / len(starts)
-            pass_loss.backward()
-            total += pass_loss.item()
+        new_BT = log_probs(model, batch, options.temperature)
+        # The old policy is the model as it comes in: every ratio of the first step is 1.
+        old_BT = new_BT.detach() if old_BT is None else old_BT
+        value = loss(new_BT, old_BT, reference_BT, batch, options)
+        value.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), options.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
-    return total
+    return value.item()
 
 
-# Evaluate -----------------------------------------------------------------------------------------
-
-
-def evaluate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    problems: list[Problem],
-    max_new_tokens: int,
-) -> float:
+def evaluate(model: Model, tokenizer: Tokenizer, problems: Problems, options: Options) -> float:
     """Share of the problems whose greedy answer is right."""
-    num_right = 0.0
+    greedy = replace(options, num_rollouts=1, temperature=0.0)
+    texts: list[str] = []
     for start in range(0, len(problems), 64):
-        chunk = problems[start : start + 64]
-        questions = [question for question, _ in chunk]
-        _, completion_ids = sample(
-            model, tokenizer, questions, 1, max_new_tokens=max_new_tokens, temperature=0
-        )
-        texts = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
-        num_right += sum(reward(t, answer) for t, (_, answer) in zip(texts, chunk, strict=True))
-    return num_right / len(problems)
-
-
-# All together -------------------------------------------------------------------------------------
+        _, completion_ids = sample(model, tokenizer, problems[start : start + 64], greedy)
+        texts += tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+    pairs = zip(texts, problems, strict=True)
+    return sum(reward(text, problem["answer"]) for text, problem in pairs) / len(problems)
 
 
 def main(options: Options) -> None:
     torch.manual_seed(options.seed)
-    draw = random.Random(options.seed)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    tokenizer, model = load_tokenizer(options.model), load_model(options.model).to(device)
+    tokenizer, model = load_tokenizer(options.model), load_model(options.model)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     reference = copy.deepcopy(model) if options.beta else None
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate, weight_decay=0.0)
-    train_problems, test_problems = make_problems(options.num_test)
+    num_train = options.steps * options.num_prompts
+    task = arithmetic(seed=options.seed, num_train=num_train, num_test=options.num_test)
+    train, test = task.rows("train"), task.rows("test")
 
-    accuracy = evaluate(model, tokenizer, test_problems, options.max_new_tokens)
-    print(f"before: {accuracy:.1%} of {options.num_test} test problems right", flush=True)
-
+    accuracy = evaluate(model, tokenizer, test, options)
+    print(f"before: {accuracy:.1%} of {len(test)} test problems right", flush=True)
     for step in range(options.steps):
         began = time.perf_counter()
-        problems = draw.sample(train_problems, options.num_prompts)
-        prompt_ids, completion_ids = sample(
-            model,
-            tokenizer,
-            [question for question, _ in problems],
-            options.num_rollouts,
-            max_new_tokens=options.max_new_tokens,
-            temperature=options.temperature,
-        )
+        problems = train[step * options.num_prompts :][: options.num_prompts]
+        prompt_ids, completion_ids = sample(model, tokenizer, problems, options)
         sampled = time.perf_counter()
 
         texts = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
-        answers = [answer for _, answer in problems for _ in range(options.num_rollouts)]
-        rewards = [reward(t, answer) for t, answer in zip(texts, answers, strict=True)]
-        rewards_PN = torch.tensor(rewards, device=model.device).view(options.num_prompts, -1)
+        answers = [problem["answer"] for problem in problems for _ in range(options.num_rollouts)]
+        rewards = [reward(text, answer) for text, answer in zip(texts, answers, strict=True)]
+        rewards_PN = torch.tensor(rewards, device=model.device).view(len(problems), -1)
 
         kept_PM = select(rewards_PN, keep=options.num_kept, rule=options.rule, seed=step)
         batch = keep(prompt_ids, completion_ids, rewards_PN, kept_PM)
@@ -335,14 +243,11 @@ def main(options: Options) -> None:
 
         variance = rewards_PN.gather(1, kept_PM).var(dim=1, correction=0).mean()
         seconds = f"{sampled - began:.1f} s sampling, {time.perf_counter() - sampled:.1f} s update"
-        print(
-            f"step {step + 1:3d}  reward {rewards_PN.mean():.3f}  kept variance {variance:.3f}  "
-            f"loss {value:+.4f}  {seconds}",
-            flush=True,
-        )
+        figures = f"reward {rewards_PN.mean():.3f}  kept variance {variance:.3f}  loss {value:+.4f}"
+        print(f"step {step + 1:3d}  {figures}  {seconds}", flush=True)
 
-    accuracy = evaluate(model, tokenizer, test_problems, options.max_new_tokens)
-    print(f"after: {accuracy:.1%} of {options.num_test} test problems right")
+    accuracy = evaluate(model, tokenizer, test, options)
+    print(f"after: {accuracy:.1%} of {len(test)} test problems right")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 import loop
 
 EOS = 1
+DEVICE = torch.device("cpu")
 LOSS_TYPES = ["grpo", "dr_grpo", "dapo", "bnpo"]
+
+
+def ask(*questions: str) -> loop.Problems:
+    return [{"prompt": [{"role": "user", "content": question}]} for question in questions]
 
 
 # Sample -------------------------------------------------------------------------------------------
@@ -25,8 +31,9 @@ LOSS_TYPES = ["grpo", "dr_grpo", "dapo", "bnpo"]
 
 def test_completions_end_at_their_first_end_token_or_at_the_limit():
     torch.manual_seed(0)
+    options = loop.Options(num_rollouts=16, max_new_tokens=20, temperature=1.5)
     prompts, completions = loop.sample(
-        make_model(), make_tokenizer(), ["1+1", "22+33?"], 16, max_new_tokens=20, temperature=1.5
+        make_model(), make_tokenizer(), ask("1+1", "22+33?"), options
     )
     assert len(prompts) == len(completions) == 32
     assert prompts[:16] == [prompts[0]] * 16 and prompts[16:] == [prompts[16]] * 16
@@ -47,19 +54,17 @@ def test_sampling_stops_when_all_rollouts_have_ended():
         return logits
 
     model.lm_head.register_forward_hook(end_at_once)
-    _, completions = loop.sample(
-        model, make_tokenizer(), ["1+1", "2+2"], 4, max_new_tokens=9, temperature=1.0
-    )
+    options = loop.Options(num_rollouts=4, max_new_tokens=9)
+    _, completions = loop.sample(model, make_tokenizer(), ask("1+1", "2+2"), options)
     assert completions == [[EOS]] * 8
     assert calls == [2]  # one pass, over the two prompts and not over eight copies
 
 
 def test_greedy_sampling_equals_transformers_generate_on_prompts_of_unequal_length():
     model, tokenizer = make_model(seed=1), make_tokenizer()
-    questions = ["1+1", "what is 22+33?"]
-    prompts, completions = loop.sample(
-        model, tokenizer, questions, 1, max_new_tokens=12, temperature=0
-    )
+    options = loop.Options(num_rollouts=1, max_new_tokens=12, temperature=0)
+    problems = ask("1+1", "what is 22+33?")
+    prompts, completions = loop.sample(model, tokenizer, problems, options)
     for prompt, completion in zip(prompts, completions, strict=True):
         whole = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)
         assert completion == whole[0, len(prompt) :].tolist()
@@ -68,10 +73,9 @@ def test_greedy_sampling_equals_transformers_generate_on_prompts_of_unequal_leng
 @pytest.mark.parametrize("temperature", [0.5, 1.0])
 def test_sampled_tokens_follow_the_policy(temperature):
     torch.manual_seed(0)
-    model, tokenizer = make_model(), make_tokenizer()
-    prompts, completions = loop.sample(
-        model, tokenizer, ["3+4"], 8000, max_new_tokens=1, temperature=temperature
-    )
+    model = make_model()
+    options = loop.Options(num_rollouts=8000, max_new_tokens=1, temperature=temperature)
+    prompts, completions = loop.sample(model, make_tokenizer(), ask("3+4"), options)
     with torch.no_grad():
         logits = model(torch.tensor(prompts[:1])).logits[0, -1]
     expected = (logits / temperature).softmax(dim=-1)
@@ -87,19 +91,9 @@ def test_sampled_tokens_follow_the_policy(temperature):
     ("text", "value"),
     [("12 + 3 = 15.", 1), ("15", 1), ("15.0", 1), ("15 or 16", 0), ("-15", 0), ("", 0), ("no", 0)],
 )
-def test_reward_reads_the_last_number(text, value):
-    assert loop.reward(text, 15) == value
-
-
-def test_problems_are_all_sums_once_and_test_problems_are_not_trained_on():
-    train, test = loop.make_problems(256)
-    assert len(test) == 256 and len(train) == 99 * 99 - 256
-    assert len(set(train + test)) == 99 * 99
-    for question, answer in test:
-        a, b = (
-            question.removeprefix("State the final answer only: ").removesuffix(" =").split(" + ")
-        )
-        assert int(a) + int(b) == answer
+def test_reward_reads_the_last_number_as_the_arithmetic_task_does(text, value):
+    assert loop.reward(text, "15") == value
+    assert loop.arithmetic().is_correct(text, {"answer": "15"}) == bool(value)
 
 
 def test_keep_takes_rows_of_the_right_group():
@@ -107,8 +101,8 @@ def test_keep_takes_rows_of_the_right_group():
     prompts, completions = [[10]] * 3 + [[11]] * 3, [[i] for i in range(6)]
     rewards = torch.tensor([[0.0, 0.5, 1.0], [7.0, 2.0, 4.0]])
     batch = loop.keep(prompts, completions, rewards, torch.tensor([[0, 2], [1, 2]]))
-    assert batch.prompt_ids == [[10], [10], [11], [11]]
-    assert batch.completion_ids == [[0], [2], [4], [5]]
+    assert batch.prompt_BL.tolist() == [[10], [10], [11], [11]]
+    assert batch.completion_BT.tolist() == [[0], [2], [4], [5]]
     # (0, 1): 1/2 over sqrt(1/2); (2, 4): 1 over sqrt(2).
     one, two = 0.5 / (math.sqrt(0.5) + 1e-4), 1 / (math.sqrt(2) + 1e-4)
     torch.testing.assert_close(batch.advantages_B, torch.tensor([-one, one, -two, two]))
@@ -117,11 +111,20 @@ def test_keep_takes_rows_of_the_right_group():
 # Update -------------------------------------------------------------------------------------------
 
 
+def make_batch(prompts: loop.Rows, completions: loop.Rows, values: torch.Tensor) -> loop.Batch:
+    prompt_BL, prompt_mask_BL = loop.pad(prompts, "left", DEVICE)
+    return loop.Batch(
+        prompt_BL, prompt_mask_BL, *loop.pad(completions, "right", DEVICE), advantages_B=values
+    )
+
+
 def test_log_probs_of_padded_rows_equal_each_row_alone():
     model = make_model()
     prompts, completions = [[5, 6], [7, 8, 9, 10, 11]], [[12, 13, 14], [15]]
-    got, mask = loop.log_probs(model, prompts, completions, 0.7)
-    assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    batch = make_batch(prompts, completions, torch.zeros(2))
+    assert batch.mask_BT.tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch.prompt_mask_BL.tolist() == [[0, 0, 0, 1, 1], [1, 1, 1, 1, 1]]
+    got = loop.log_probs(model, batch, 0.7)
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         logits = model(torch.tensor([prompt + completion])).logits[0] / 0.7
         for t, token in enumerate(completion):
@@ -136,18 +139,16 @@ def test_log_probs_of_padded_rows_equal_each_row_alone():
         # Row 2 (2), A = -2: min(-4, -2.4) = -4. Losses are the negatives: -2.7 and 4.
         ("grpo", (-2.7 / 3 + 4 / 1) / 2),
         ("bnpo", (-2.7 + 4) / 4),
-        ("dapo", (-2.7 + 4) / 8),  # 8 tokens on average per call in the whole step
+        ("dapo", (-2.7 + 4) / 4),
         ("dr_grpo", (-2.7 + 4) / (2 * 5)),  # two rows of at most five tokens
     ],
 )
 def test_loss_by_hand(loss_type, expected):
     ratio = torch.tensor([[1.0, 2.0, 0.5], [2.0, 9.0, 9.0]])
-    mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
+    batch = make_batch([[9], [9]], [[3, 4, 5], [6]], torch.tensor([1.0, -2.0]))
     options = loop.Options(loss_type=loss_type, max_new_tokens=5)
     old = torch.full((2, 3), -3.0)
-    got = loop.loss(
-        old + ratio.log(), old, torch.tensor([1.0, -2.0]), mask, options, num_tokens=8.0
-    )
+    got = loop.loss(old + ratio.log(), old, None, batch, options)
     assert got.item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -155,15 +156,10 @@ def test_kl_term_by_hand():
     # A = 0 leaves beta w (e^d - d - 1). First token: w = 3, d = log 2, so 3 (2 - log 2 - 1); second
     # token: d = 0 gives 0. Mean of two tokens.
     new = torch.tensor([[-1.0, -1.0]])
-    got = loop.loss(
-        new,
-        new - torch.tensor([[3.0, 5.0]]).log(),
-        torch.zeros(1),
-        torch.ones(1, 2),
-        loop.Options(beta=0.1),
-        num_tokens=2.0,
-        reference_log_probs_BT=new + torch.tensor([[2.0, 1.0]]).log(),
-    )
+    old = new - torch.tensor([[3.0, 5.0]]).log()
+    reference = new + torch.tensor([[2.0, 1.0]]).log()
+    batch = make_batch([[9]], [[3, 4]], torch.zeros(1))
+    got = loop.loss(new, old, reference, batch, loop.Options(beta=0.1))
     assert got.item() == pytest.approx(0.1 * 3 * (1 - math.log(2)) / 2, rel=1e-5)
 
 
@@ -174,42 +170,18 @@ def random_batch(num_rows: int = 8, seed: int = 0) -> loop.Batch:
         lengths = torch.randint(low, high, (num_rows,), generator=draw).tolist()
         return [torch.randint(3, 45, (n,), generator=draw).tolist() for n in lengths]
 
-    return loop.Batch(rows(3, 9), rows(1, 12), torch.randn(num_rows, generator=draw))
-
-
-def updated(batch: loop.Batch, **options: Any) -> dict[str, torch.Tensor]:
-    model = make_model()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    # Clipping the gradient would hide a wrong scale.
-    options |= {"max_new_tokens": 12, "max_grad_norm": 1e6}
-    loop.update(model, optimizer, batch, loop.Options(**options))
-    return model.state_dict()
-
-
-@pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo", "dapo"])
-def test_gradients_of_passes_add_up_to_those_of_the_whole_batch(loss_type):
-    batch = random_batch()
-    whole = updated(batch, loss_type=loss_type)
-    passes = updated(batch, loss_type=loss_type, rows_per_pass=2)
-    torch.testing.assert_close(passes, whole, atol=2e-6, rtol=0)
-    assert not torch.equal(whole["lm_head.weight"], make_model().state_dict()["lm_head.weight"])
-
-
-def test_passes_that_do_not_divide_the_batch_are_refused():
-    with pytest.raises(ValueError, match="8 kept rows do not split into passes of 3 rows"):
-        updated(random_batch(), rows_per_pass=3)
+    return make_batch(rows(3, 9), rows(1, 12), torch.randn(num_rows, generator=draw))
 
 
 def test_update_makes_better_rollouts_likelier():
     batch = random_batch()
     model = make_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    tokens = batch.prompt_ids, batch.completion_ids, 1.0
 
     def objective() -> float:
         with torch.no_grad():
-            log_probs_BT, mask_BT = loop.log_probs(model, *tokens)
-        per_row = (log_probs_BT * mask_BT).sum(dim=1) / mask_BT.sum(dim=1)
+            log_probs_BT = loop.log_probs(model, batch, 1.0)
+        per_row = (log_probs_BT * batch.mask_BT).sum(dim=1) / batch.mask_BT.sum(dim=1)
         return (per_row * batch.advantages_B).sum().item()
 
     before = objective()
@@ -221,39 +193,47 @@ def test_update_makes_better_rollouts_likelier():
 
 
 def test_evaluate_counts_right_greedy_answers_over_all_chunks(monkeypatch):
-    problems = [(f"What is {i} + 0?", i) for i in range(70)]
-    tokenizer = make_tokenizer()
-    asked = []
+    problems = ask(*(f"What is {i} + 0?" for i in range(70)))
+    for i, problem in enumerate(problems):
+        problem["answer"] = str(i)
+    tokenizer, asked = make_tokenizer(), []
 
-    def answer(_model, _tokenizer, questions, num_rollouts, *, max_new_tokens, temperature):
-        assert (num_rollouts, max_new_tokens, temperature) == (1, 7, 0)
-        asked.extend(questions)
-        numbers = [int(q.split()[2]) for q in questions]
+    def answer(_model, _tokenizer, chunk, options):
+        assert (options.num_rollouts, options.temperature, options.max_new_tokens) == (1, 0, 7)
+        asked.extend(chunk)
+        numbers = [int(problem["answer"]) for problem in chunk]
         texts = [f"it is {n if n % 5 else n + 1}." for n in numbers]  # wrong for 0, 5, .. 65
         return None, [[*tokenizer(text)["input_ids"], EOS] for text in texts]
 
     monkeypatch.setattr(loop, "sample", answer)
-    assert loop.evaluate(None, tokenizer, problems, 7) == pytest.approx(56 / 70)
-    assert asked == [question for question, _ in problems]
+    options = loop.Options(max_new_tokens=7)
+    assert loop.evaluate(None, tokenizer, problems, options) == pytest.approx(56 / 70)
+    assert asked == problems
 
 
 def test_two_steps_of_main_train_on_what_select_keeps(monkeypatch, tiny_folder, capsys):
-    kept, batches, weights = [], [], []
-    plain_keep, plain_update = loop.keep, loop.update
+    asked, kept, batches, weights = [], [], [], []
+    plain_sample, plain_keep, plain_update = loop.sample, loop.keep, loop.update
+
+    def sample(model, tokenizer, problems, options):
+        asked.append([problem["prompt"][0]["content"] for problem in problems])
+        return plain_sample(model, tokenizer, problems, options)
 
     def keep(prompt_ids, completion_ids, rewards_PN, kept_PM):
         assert rewards_PN.shape == (2, 6) and len(completion_ids) == 12
         assert torch.equal(kept_PM, select(rewards_PN, keep=4, seed=len(kept)))
-        kept.append([completion_ids[6 * p + i] for p in range(2) for i in kept_PM[p].tolist()])
+        rows = [completion_ids[6 * p + i] for p in range(2) for i in kept_PM[p].tolist()]
+        kept.append(loop.pad(rows, "right", DEVICE)[0].tolist())
         return plain_keep(prompt_ids, completion_ids, rewards_PN, kept_PM)
 
     def update(model, optimizer, batch, options, reference):
         weights.append(model.lm_head.weight.detach().clone())
         value = plain_update(model, optimizer, batch, options, reference)
         weights.append(model.lm_head.weight.detach().clone())
-        batches.append(batch.completion_ids)
+        batches.append(batch.completion_BT.tolist())
         return value
 
+    monkeypatch.setattr(loop, "sample", sample)
     monkeypatch.setattr(loop, "keep", keep)
     monkeypatch.setattr(loop, "update", update)
     # Random models never add: reward the parity of the length so that groups are not constant.
@@ -263,6 +243,11 @@ def test_two_steps_of_main_train_on_what_select_keeps(monkeypatch, tiny_folder, 
         learning_rate=1e-2, max_new_tokens=8, num_test=4, temperature=1.5,
     )  # fmt: skip
     loop.main(options)
+    task = loop.arithmetic(num_train=4, num_test=4)
+    train = [row["prompt"][0]["content"] for row in task.rows("train")]
+    test = [row["prompt"][0]["content"] for row in task.rows("test")]
+    assert asked == [test, train[:2], train[2:], test]
+    assert train[0].startswith("State the final answer to the following arithmetic problem: ")
     assert batches == kept and len(batches[0]) == 8
     assert not torch.equal(weights[0], weights[1]) and not torch.equal(weights[2], weights[3])
     assert torch.equal(weights[1], weights[2])
@@ -353,7 +338,7 @@ def train_by_loop(
     batch = loop.keep(recorder.prompt_ids, recorder.completion_ids, rewards_PN, kept_PM)
     if source == "all":
         from_all = advantages(rewards_PN, kept_PM, source="all").flatten()
-        batch = loop.Batch(batch.prompt_ids, batch.completion_ids, from_all)
+        batch = replace(batch, advantages_B=from_all)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
     options = loop.Options(max_new_tokens=12, temperature=0.9, **settings)
