@@ -6,10 +6,12 @@ import math
 import pytest
 import torch
 
+from podsrl import generation
 from podsrl.evaluate import Answer, evaluate, summarise
 from podsrl.intervals import mean_interval, pass_at_k, share_interval, t_quantile
 from podsrl.tasks import load_task
 from podsrl.tasks.base import make_row, make_task
+from podsrl.update.attention import use_shared_prefix
 from tiny import make_model, make_tokenizer
 
 NUM = 12
@@ -176,7 +178,8 @@ def test_batch_size_changes_nothing_and_the_seed_only_the_samples():
         ]
 
     reference, first = greedy(64, num_samples=2)
-    assert greedy(1)[0] == greedy(7)[0] == reference
+    # 1 decodes the two samples of a problem one after the other, 7 takes three problems at a time.
+    assert greedy(1, num_samples=2) == greedy(7, num_samples=2) == (reference, first)
     again = greedy(64, num_samples=2)
     assert again == (reference, first)
     other = greedy(64, seed=1, num_samples=2)
@@ -184,7 +187,87 @@ def test_batch_size_changes_nothing_and_the_seed_only_the_samples():
     assert any(a["text"] != b["text"] for a, b in first)
 
 
-def test_ends_at_any_end_token_and_counts_it():
+def refuse_sampler(monkeypatch):
+    monkeypatch.setattr(generation, "can_sample", lambda model, config: "refused for the test")
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
+def test_generate_answers_the_same_where_the_sampler_is_refused(family, monkeypatch, caplog):
+    model, tokenizer, task = (
+        make_model(family, tie_word_embeddings=False),
+        make_tokenizer(),
+        toy_task(),
+    )
+    model.generation_config.eos_token_id = list(range(1, 45, 6))
+
+    def refused(**_):
+        raise AssertionError("generate was called")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "generate", refused)
+        sampled = evaluate(model, tokenizer, task, batch_size=5)
+    assert not caplog.records
+    refuse_sampler(monkeypatch)
+    generated = evaluate(model, tokenizer, task, batch_size=5)
+    assert [r.message for r in caplog.records] == [
+        "answering through generate, which is slower: refused for the test"
+    ]
+    assert generated.problems == sampled.problems
+    assert len({p["greedy"]["num_tokens"] for p in sampled.problems}) > 1  # some ended early
+
+
+def test_samples_through_generate_follow_the_seed_and_leave_the_random_state(monkeypatch):
+    model, tokenizer, task = make_model(), make_tokenizer(), toy_task()
+    refuse_sampler(monkeypatch)
+    state = torch.get_rng_state()
+    seen = []
+
+    def samples(seed):
+        evaluation = evaluate(
+            model,
+            tokenizer,
+            task,
+            num_samples=2,
+            seed=seed,
+            batch_size=20,
+            progress=lambda done, total: seen.append((done, total)),
+        )
+        return [p["samples"] for p in evaluation.problems]
+
+    model.train()
+    first = samples(0)
+    assert seen == [(12, 36), (32, 36), (36, 36)]
+    assert samples(0) == first != samples(1)
+    assert model.training and torch.equal(torch.get_rng_state(), state)
+
+
+def test_samples_of_a_problem_share_the_reading_of_its_prompt():
+    model = make_model()
+    num_read = []
+
+    def count(module, args, kwargs):
+        if kwargs["input_ids"].shape[1] > 1:
+            num_read.append(kwargs["input_ids"].shape[0])
+
+    model.register_forward_pre_hook(count, with_kwargs=True)
+    evaluate(model, make_tokenizer(), toy_task(), num_samples=4, batch_size=20)
+    # Greedy: 12 prompts at once. Samples: 20 rows are 5 prompts of 4, so 5 + 5 + 2.
+    assert num_read == [12, 5, 5, 2]
+
+
+def test_the_model_trained_on_packed_rows_is_sampled():
+    model, tokenizer, task = make_model(), make_tokenizer(), toy_task()
+    before = evaluate(model, tokenizer, task).problems
+    assert use_shared_prefix(model)
+    config = generation.plain_config(model, tokenizer, max_new_tokens=4, temperature=0.5)
+    assert generation.can_sample(model, config) is None
+    assert evaluate(model, tokenizer, task).problems == before
+
+
+@pytest.mark.parametrize("through_generate", [False, True])
+def test_ends_at_any_end_token_and_counts_it(through_generate, monkeypatch):
+    if through_generate:
+        refuse_sampler(monkeypatch)
     model, tokenizer, task = make_model(), make_tokenizer(), toy_task()
     texts = [p["greedy"]["text"] for p in evaluate(model, tokenizer, task).problems]
     long = next(text for text in texts if len(set(text)) > 1)
@@ -206,12 +289,18 @@ def test_leaves_mode_random_state_and_gradients_alone():
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
 
-def test_a_models_own_sampling_habits_are_not_used():
+@pytest.mark.parametrize("through_generate", [False, True])
+def test_a_models_own_sampling_habits_are_not_used(through_generate, monkeypatch):
+    if through_generate:
+        refuse_sampler(monkeypatch)
     model, tokenizer, task = make_model(), make_tokenizer(), toy_task()
     plain = evaluate(model, tokenizer, task, num_samples=2).problems
     model.generation_config.update(
-        repetition_penalty=5.0, top_k=1, temperature=0.1, top_p=0.1, max_length=3
+        repetition_penalty=5.0, top_k=1, temperature=0.1, top_p=0.1, min_p=0.9, max_length=3
     )
+    model.generation_config.update(typical_p=0.1, no_repeat_ngram_size=1, num_beams=2)
+    if through_generate:
+        model.generation_config.update(min_length=99)
     assert evaluate(model, tokenizer, task, num_samples=2).problems == plain
 
 

@@ -12,8 +12,9 @@ from podsrl.intervals import mean_interval, pass_at_k, share_interval
 from podsrl.tasks.base import Row, Task
 
 if TYPE_CHECKING:
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from podsrl.generation import Completion
 
 Progress = Callable[[int, int], None]
 
@@ -81,15 +82,18 @@ def evaluate(
     `num_grading_failures`. Intervals: see `podsrl.intervals`; they speak of the choice of
     problems, not of training seeds.
 
-    The result does not depend on `batch_size` beyond rounding in the model's arithmetic. Draws
-    follow `seed`; the global random state and the model's mode are left as they were.
-    `progress(done, total)` is called after each batch, in completions.
+    The result does not depend on `batch_size` beyond rounding in the model's arithmetic (samples
+    of a model that `podsrl.rollout` does not serve do). Draws follow `seed`; the global random
+    state and the model's mode are left as they were. `progress(done, total)` is called after each
+    batch, in completions.
 
     Raises: ValueError for an option out of range and for prompts too long for the model.
 
     Example: 77 right of 256 give `summary["accuracy_greedy"]` = {"value": 0.301, "low": 0.248,
     "high": 0.360, "num_problems": 256}.
     """
+    from podsrl.generation import complete, plain_config
+
     max_new_tokens = task.max_new_tokens if max_new_tokens is None else max_new_tokens
     check_options(
         num_samples=num_samples,
@@ -103,18 +107,19 @@ def evaluate(
     prompts = _encode(model, tokenizer, rows, max_new_tokens)
 
     def answer(num_repeats: int, temperature: float | None) -> list[list[Answer]]:
-        tokens = _generate(
+        completions = complete(
             model,
-            tokenizer,
-            [prompt for prompt in prompts for _ in range(num_repeats)],
-            max_new_tokens=max_new_tokens,
+            prompts,
+            num_repeats,
+            config=plain_config(
+                model, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature
+            ),
             batch_size=batch_size,
-            temperature=temperature,
             seed=seed,
             report=report,
         )
         repeated = [row for row in rows for _ in range(num_repeats)]
-        answers = _grade(task, tokenizer, tokens, repeated)
+        answers = _grade(task, tokenizer, completions, repeated)
         return [answers[i : i + num_repeats] for i in range(0, len(answers), num_repeats)]
 
     greedy = [answers[0] for answers in answer(1, None)]
@@ -198,92 +203,10 @@ def _encode(
     return prompts
 
 
-def _generate(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    prompts: Sequence[list[int]],
-    *,
-    max_new_tokens: int,
-    batch_size: int,
-    temperature: float | None,
-    seed: int,
-    report: Callable[[int], None],
-) -> list[tuple[list[int], bool]]:
-    """Completion tokens, end token included, and whether cut off; in the order of the prompts."""
-    import torch
-
-    config = _generation_config(model, tokenizer, max_new_tokens, temperature)
-    order = sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i))
-    completions: list[tuple[list[int], bool]] = [([], False)] * len(prompts)
-    devices = [model.device] if model.device.type == "cuda" else []
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.random.fork_rng(devices), torch.inference_mode():
-            torch.manual_seed(seed)
-            for first in range(0, len(order), batch_size):
-                batch = order[first : first + batch_size]
-                inputs = _pad([prompts[i] for i in batch], config.pad_token_id, model.device)
-                tokens_BT = model.generate(**inputs, generation_config=config)
-                new_BT = tokens_BT[:, inputs["input_ids"].shape[1] :].tolist()
-                for i, row in zip(batch, new_BT, strict=True):
-                    completions[i] = _until_end(row, config.eos_token_id)
-                report(len(batch))
-    finally:
-        model.train(was_training)
-    return completions
-
-
-def _generation_config(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    max_new_tokens: int,
-    temperature: float | None,
-) -> Any:
-    """Plain decoding: what a model's own generation config adds (top_k, penalties) is not used."""
-    from transformers import GenerationConfig
-
-    ends = model.generation_config.eos_token_id if model.generation_config else None
-    ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-    ends = list(dict.fromkeys([*ends, tokenizer.eos_token_id]))
-    draw = {"temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
-    return GenerationConfig(
-        do_sample=temperature is not None,
-        **draw,
-        max_new_tokens=max_new_tokens,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        eos_token_id=ends,
-        pad_token_id=ends[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
-    )
-
-
-def _pad(
-    prompts: Sequence[list[int]], pad_token_id: int, device: "torch.device"
-) -> dict[str, "torch.Tensor"]:
-    import torch
-
-    width = max(map(len, prompts))
-    ids = [[pad_token_id] * (width - len(prompt)) + prompt for prompt in prompts]
-    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    return {
-        "input_ids": torch.tensor(ids, device=device),
-        "attention_mask": torch.tensor(mask, device=device),
-    }
-
-
-def _until_end(tokens: list[int], ends: Sequence[int]) -> tuple[list[int], bool]:
-    """The tokens up to the first end token, and whether there was none."""
-    for position, token in enumerate(tokens):
-        if token in ends:
-            return tokens[: position + 1], False
-    return tokens, True
-
-
 def _grade(
     task: Task,
     tokenizer: "PreTrainedTokenizerBase",
-    completions: Sequence[tuple[list[int], bool]],
+    completions: Sequence["Completion"],
     rows: Sequence[Row],
 ) -> list[Answer]:
     texts = tokenizer.batch_decode([tokens for tokens, _ in completions], skip_special_tokens=True)

@@ -107,17 +107,16 @@ def check(options: argparse.Namespace) -> tuple[Task, Path]:
 
 
 def _run(options: argparse.Namespace, task: Task) -> "Evaluation":
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+    from rich.console import Console
 
     from podsrl.evaluate import evaluate
+    from podsrl.progress import progress_bar
 
     device = _device(options.device)
     dtype = options.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
     tokenizer = load_tokenizer(options.model)
     model: Any = load_model(options.model, dtype=dtype).to(device)
-    columns = ("answers", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True) as bar:
-        shown = bar.add_task("answers", total=None)
+    with progress_bar(Console(), "answers") as report:
         evaluation = evaluate(
             model,
             tokenizer,
@@ -129,7 +128,7 @@ def _run(options: argparse.Namespace, task: Task) -> "Evaluation":
             max_new_tokens=options.max_new_tokens,
             batch_size=options.batch_size,
             seed=options.seed,
-            progress=lambda done, total: bar.update(shown, completed=done, total=total),
+            progress=report,
         )
     evaluation.settings.update(model=options.model, dtype=dtype, device=device)
     return evaluation

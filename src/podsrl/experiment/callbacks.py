@@ -3,14 +3,12 @@
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from podsrl.experiment.run_folder import keep_metrics_until
@@ -123,16 +121,6 @@ class StopAndSave(TrainerCallback):
     def _restore(self) -> None:
         for number, handler in self.previous.items():
             signal.signal(number, handler)
-
-
-@contextmanager
-def progress_bar(console: Console, text: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar that is moved by calling what it yields with (done, total)."""
-    columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    off = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=off) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _number(value: float | None) -> str:

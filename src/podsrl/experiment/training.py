@@ -16,7 +16,7 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from podsrl.config import PODSConfig
 from podsrl.evaluate import Evaluation, evaluate
-from podsrl.experiment.callbacks import MetricsFile, StepProgress, StopAndSave, progress_bar
+from podsrl.experiment.callbacks import MetricsFile, StepProgress, StopAndSave
 from podsrl.experiment.plot import plot_curve
 from podsrl.experiment.run_folder import (
     device_name,
@@ -29,6 +29,7 @@ from podsrl.experiment.run_folder import (
     write_json,
 )
 from podsrl.models import DEFAULT_MODEL, load_model, load_tokenizer, resolve_model
+from podsrl.progress import progress_bar
 from podsrl.tasks import Task, load_task
 from podsrl.trainer import PODSTrainer
 
