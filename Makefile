@@ -11,7 +11,7 @@ train: $(VENV)/.installed
 	$(BIN)/podsrl train $(RECIPE)
 
 test: $(VENV)/.installed lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

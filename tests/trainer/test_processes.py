@@ -40,6 +40,7 @@ def records(tiny_folder: str, tmp_path_factory: pytest.TempPathFactory) -> list[
     return [json.loads((output / f"records-{rank}.json").read_text()) for rank in range(2)]
 
 
+@pytest.mark.xdist_group("processes")
 @pytest.mark.parametrize("case", CASES, ids=CASES.values())
 def test_two_processes_keep_what_one_would(records: list[dict], case: str) -> None:
     first, second = (record[case] for record in records)

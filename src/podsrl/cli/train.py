@@ -49,8 +49,11 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"podsrl train: {error}", file=sys.stderr)
         return 2
+    from accelerate import PartialState
+
     from podsrl.experiment.training import describe, run_training
 
+    console.quiet = not PartialState().is_main_process
     console.print(_headline(run), highlight=False, soft_wrap=True)
     try:
         result = run_training(run)
