@@ -27,12 +27,13 @@ def plot_curve(
         points,
         values,
         yerr=[below, above],
-        fmt="o-",
+        fmt="o",
         capsize=3,
         color="#c0504d",
         label="held-out accuracy, greedy, 95 %",
     )
     axes.set_xlabel("optimizer step")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.legend(loc="best")
     figure.savefig(path, dpi=150)
