@@ -77,9 +77,9 @@ TABLES = {"run": run_table, "selection": selection_table}
 def render(text: str) -> str:
     """The text with every table between its markers written anew."""
     for name, make in TABLES.items():
-        pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(\n<!-- end -->)", re.DOTALL)
+        pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         assert pattern.search(text), f"README.md has no markers for the table {name}"
-        text = pattern.sub(lambda match, make=make: match[1] + make() + match[2], text)
+        text = pattern.sub(lambda match, make=make: match[1] + make() + "\n" + match[2], text)
     return text
 
 

@@ -13,6 +13,7 @@ def plot_curve(
     is the mean over all sampled rollouts, so it describes the policy and not the kept set.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.subplots()
@@ -33,7 +34,7 @@ def plot_curve(
         label="held-out accuracy, greedy, 95 %",
     )
     axes.set_xlabel("optimizer step")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(loc="best")
     figure.savefig(path, dpi=150)
