@@ -8,6 +8,7 @@ import threading
 import time
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,7 @@ from podsrl.rewards import (
 from podsrl.rewards import grader as grader_module
 from podsrl.rewards.answers import as_number, normalise, quick_match
 from podsrl.rewards.functions import score_by_answer
+from podsrl.tasks.base import make_task
 
 GRADED = Path(__file__).parents[2] / "shared" / "data" / "graded_completions" / "completions.jsonl"
 # The grader's verdicts that are plainly mistaken: a point with a Unicode pi, which it cannot read.
@@ -283,3 +285,20 @@ def test_agreement_with_recorded_verdicts():
     # Without the tags' strictness on repeated tags the formats would agree on all 240.
     formats = sum(has_format(row["completion"]) == row["format_correct"] for row in rows)
     assert formats >= 236
+
+
+def test_a_failed_grading_leaves_the_rollout_without_any_reward() -> None:
+    """Of three answers in format the second cannot be graded: no function rewards that one."""
+    text = "<think>a</think><answer>1</answer>"
+    scores: list[list[float | None]] = [[1.0, None, 0.0], [0.0, 0.0, None]]
+
+    def score(texts: Any, rows: Any) -> list[float | None]:
+        return scores.pop(0)
+
+    task = make_task("t", lambda split: [], answer_format="tags", max_new_tokens=8, score=score)
+    for expected in ([1.0, None, 1.0], [1.0, 1.0, None]):
+        each = [f([text] * 3, answer=["1"] * 3) for f in task.reward_funcs.values()]
+        assert [value is None for value in each[0]] == [value is None for value in expected]
+        assert each[1] == expected and each[2] == expected
+    names = [f.__name__ for f in task.reward_funcs.values()]
+    assert names == ["correctness", "format_reward", "tag_count_reward"]

@@ -6,6 +6,7 @@ from podsrl.rewards.functions import (
     format_reward,
     match_answers,
     tag_count_reward,
+    unless_failed,
 )
 from podsrl.rewards.grader import Grader, shared_grader
 
@@ -20,4 +21,5 @@ __all__ = [
     "tag_count_reward",
     "tag_share",
     "tagged_answer",
+    "unless_failed",
 ]

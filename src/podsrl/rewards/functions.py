@@ -1,5 +1,6 @@
 """Rewards in TRL's signature: completions of a batch -> one number each, None where none exists."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -91,3 +92,30 @@ def format_reward(completions: Sequence[Completion], **_: Any) -> list[float | N
 def tag_count_reward(completions: Sequence[Completion], **_: Any) -> list[float | None]:
     """Return 0.25 for each of the four tags that stands exactly once in the completion."""
     return [tag_share(completion_text(completion)) for completion in completions]
+
+
+def unless_failed(leader: RewardFunction, *others: RewardFunction) -> list[RewardFunction]:
+    """Return the functions so that where the leader gives None, the others give None as well.
+
+    TRL adds up what the functions give and leaves out None. Without this, a rollout whose grading
+    failed would keep its format reward and pass for a wrong answer; so it has no reward at all.
+    The leader must be called first on each batch, as TRL calls functions in their order.
+    """
+    failed: set[int] = set()
+
+    @functools.wraps(leader)
+    def leading(completions: Sequence[Completion], **columns: Any) -> list[float | None]:
+        scores = leader(completions, **columns)
+        failed.clear()
+        failed.update(i for i, score in enumerate(scores) if score is None)
+        return scores
+
+    def following(other: RewardFunction) -> RewardFunction:
+        @functools.wraps(other)
+        def follow(completions: Sequence[Completion], **columns: Any) -> list[float | None]:
+            scores = other(completions, **columns)
+            return [None if i in failed else score for i, score in enumerate(scores)]
+
+        return follow
+
+    return [leading, *map(following, others)]

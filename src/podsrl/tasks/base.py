@@ -13,6 +13,7 @@ from podsrl.rewards.functions import (
     format_reward,
     score_by_answer,
     tag_count_reward,
+    unless_failed,
 )
 
 Row = dict[str, Any]
@@ -95,7 +96,8 @@ def make_task(
     rewards: dict[str, RewardFunction] = {"correctness": correctness_reward(score)}
     weights = {"correctness": 1.0}
     if tags:
-        rewards |= {"format": format_reward, "tag_count": tag_count_reward}
+        functions = unless_failed(rewards["correctness"], format_reward, tag_count_reward)
+        rewards = dict(zip(("correctness", "format", "tag_count"), functions, strict=True))
         weights |= {"format": 0.1, "tag_count": 0.1}
     return Task(
         name=name,
