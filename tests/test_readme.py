@@ -15,7 +15,8 @@ SCRIPTS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 @pytest.mark.packaged
 def test_the_script_runs_as_printed(tmp_path: Path) -> None:
     """Two real steps of PODSTrainer on the packaged model."""
-    assert "PODSTrainer" in SCRIPTS[0] and SCRIPTS[0].count("\n") <= 16
+    lines = [line for line in SCRIPTS[0].splitlines() if line.strip()]
+    assert "PODSTrainer(" in SCRIPTS[0] and len(lines) <= 10
     done = subprocess.run(
         [sys.executable, "-c", SCRIPTS[0]], cwd=tmp_path, capture_output=True, text=True
     )

@@ -21,16 +21,14 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module")
-def records(tiny_folder: str, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+def launch(folder: str, output: Path) -> list[dict]:
     """What run_processes.py wrote on each of two gloo processes, for all cases in one launch.
 
     torchrun, because `accelerate launch --cpu --num_processes 2` starts a single process where
     no MPI is installed (accelerate 1.15).
     """
-    output = tmp_path_factory.mktemp("processes")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc_per_node", "2", str(HERE / "run_processes.py"), tiny_folder, str(output)]
+    command += ["--nproc_per_node", "2", str(HERE / "run_processes.py"), folder, str(output)]
     path = os.pathsep.join([str(HERE), str(HERE.parent)])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -40,10 +38,14 @@ def records(tiny_folder: str, tmp_path_factory: pytest.TempPathFactory) -> list[
     return [json.loads((output / f"records-{rank}.json").read_text()) for rank in range(2)]
 
 
-@pytest.mark.xdist_group("processes")
-@pytest.mark.parametrize("case", CASES, ids=CASES.values())
-def test_two_processes_keep_what_one_would(records: list[dict], case: str) -> None:
-    first, second = (record[case] for record in records)
+def test_two_processes_keep_what_one_would(tiny_folder: str, tmp_path: Path) -> None:
+    records = launch(tiny_folder, tmp_path)
+    for case, what in CASES.items():
+        print(what)  # pytest shows it where an assertion below fails
+        check(case, *(record[case] for record in records))
+
+
+def check(case: str, first: dict, second: dict) -> None:
     rows, num_rollouts = map(int, case.split(":"))
     assert (first["rank"], second["rank"]) == (0, 1)
     assert first["selections"] == second["selections"]
