@@ -7,6 +7,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -109,9 +112,17 @@ class StopAndSave(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        if self.stopped:
+        if self._anyone_stopped():
             control.should_save = control.should_training_stop = True
         return control
+
+    def _anyone_stopped(self) -> bool:
+        """Whether a process was told to stop: all end after the same step, whoever heard first."""
+        state = PartialState()
+        if state.num_processes > 1:
+            told = torch.tensor(float(self.stopped), device=state.device)
+            self.stopped = bool(reduce(told, reduction="sum").item())
+        return self.stopped
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self.stopped = True

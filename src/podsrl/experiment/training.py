@@ -151,7 +151,8 @@ def run_training(run: Run) -> dict[str, Any] | None:
             run.folder / "config.json", settings_of(run.model_config, run.config, run.arguments)
         )
         write_json(run.folder / "versions.json", versions(device_name(run.config.device)))
-        _evaluate_once(run, model, tokenizer, "before")
+        if not (run.folder / "before" / "evaluation.json").exists():  # a resumed run has it
+            _evaluate(run, model, tokenizer, "before")
     PartialState().wait_for_everyone()
     trainer, stop = _build_trainer(run, model, tokenizer)
     trainer.train(resume_from_checkpoint=run.checkpoint)
@@ -163,7 +164,7 @@ def run_training(run: Run) -> dict[str, Any] | None:
         return {}
     del trainer, model
     trained = load_model(str(run.folder / "model"), dtype=run.model_config.dtype or "float32")
-    _evaluate_once(run, trained, tokenizer, "after")
+    _evaluate(run, trained, tokenizer, "after")
     result = _result(run, steps, time.perf_counter() - start)
     write_json(run.folder / "result.json", result)
     _plot(run, steps)
@@ -198,10 +199,9 @@ def _build_trainer(run: Run, model: Any, tokenizer: Any) -> tuple[PODSTrainer, S
     return trainer, stop
 
 
-def _evaluate_once(run: Run, model: Any, tokenizer: Any, when: str) -> None:
-    """Evaluate into folder/when, unless a resumed run has done so already."""
-    target = run.folder / when
-    if not run.arguments.evaluate_limit or (target / "evaluation.json").exists():
+def _evaluate(run: Run, model: Any, tokenizer: Any, when: str) -> None:
+    """Evaluate into the folder `when` of the run, if the run evaluates at all."""
+    if not run.arguments.evaluate_limit:
         return
     with progress_bar(run.console, f"evaluating {when} training") as report:
         evaluation: Evaluation = evaluate(
@@ -214,7 +214,7 @@ def _evaluate_once(run: Run, model: Any, tokenizer: Any, when: str) -> None:
             seed=run.config.seed,
             progress=report,
         )
-    evaluation.save(target)
+    evaluation.save(run.folder / when)
     accuracy = evaluation.summary["accuracy_greedy"]
     run.console.print(f"accuracy {when} training: {describe(accuracy)}")
 
