@@ -49,6 +49,16 @@ def run_table() -> str:
     return table(("", "seen"), rows)
 
 
+def step_table() -> str:
+    """Seconds of one training step, arm by arm."""
+    result = read("step")
+    rows = []
+    for name, figures in result["arms"].items():
+        each = [f"{figures[key]:.1f}" for key in ("sampling", "update", "total")]
+        rows.append((name, *each, f"{figures['total_min']:.1f} to {figures['total_max']:.1f}"))
+    return table(("arm, n/m", "sampling s", "forward and backward s", "step s", "range"), rows)
+
+
 def selection_table() -> str:
     """Choosing 16 of n, beside a loop over groups and a plain sort."""
     rows = []
@@ -71,7 +81,7 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-TABLES = {"run": run_table, "selection": selection_table}
+TABLES = {"run": run_table, "step": step_table, "selection": selection_table}
 
 
 def render(text: str) -> str:

@@ -31,7 +31,6 @@ from podsrl import PODSConfig, PODSTrainer
 from podsrl.experiment.run_folder import device_name, versions
 from podsrl.models import load_model, load_tokenizer
 from podsrl.tasks import load_task
-from podsrl.timing import peak_memory_gib
 
 PHASES = ("sampling", "rewards", "selection", "update", "optimizer", "other")
 OFF: dict[str, Any] = {"fast_sampling": False, "packed_update": False}
@@ -103,7 +102,7 @@ class Stopwatch(TrainerCallback):
         step = {phase: self.seconds[phase] for phase in PHASES}
         step["total"] = self.now() - self.start
         step["other"] = step["total"] - sum(step[phase] for phase in PHASES[:-1])
-        self.steps.append({**step, **self.tokens, "peak_gib": peak_memory_gib(torch.device("cpu"))})
+        self.steps.append({**step, **self.tokens})
 
 
 def run_arm(model_name: str, options: dict[str, Any], sizes: argparse.Namespace) -> list[dict]:

@@ -334,3 +334,13 @@ def test_config_defaults(tmp_path: Path) -> None:
     assert config.fast_sampling and config.packed_update
     equal = PODSConfig(str(tmp_path), use_cpu=True, bf16=False, num_rollouts=8)
     assert not equal.fast_sampling and not equal.packed_update
+
+
+def test_every_metric_of_ours_is_defined_in_the_docs(tiny_folder: str, tmp_path: Path) -> None:
+    trainer = build(tiny_folder, tmp_path, max_steps=1)
+    trainer.train()
+    text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    keys = {key for entry in trainer.state.log_history for key in entry}
+    ours = {key for key in keys if key.startswith(("pods/", "time/", "memory/"))}
+    assert len(ours) == 10
+    assert [key for key in sorted(ours) if f"`{key}`" not in text] == []
