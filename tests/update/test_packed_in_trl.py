@@ -10,10 +10,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
-from podsrl.update.log_probs import log_probs_by_prompt
-from podsrl.update.microbatch import balance, regroup
+from podsrl.update.hook import PackedUpdate
 from podsrl.update.packing import group_by_prompt
-from podsrl.update.support import packing_reason
 from tiny import digit_reward
 
 
@@ -38,68 +36,45 @@ class Padded(GRPOTrainer):
         return loss
 
 
-class Packed(Padded):
-    """The two overrides that packed updates need."""
+class Packed(PackedUpdate, Padded):
+    """The same with packed rows, checked before the count begins."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        assert packing_reason(self.model) is None
+        assert self._packs(self.model)
 
-    def _get_per_token_logps_and_entropies(
-        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **kwargs
-    ):  # type: ignore[no-untyped-def]
-        with self.accelerator.autocast():
-            log_probs, entropies = log_probs_by_prompt(
-                model,
-                input_ids,
-                attention_mask,
-                logits_to_keep,
-                num_rows_per_pass=batch_size,
-                compute_entropy=kwargs.get("compute_entropy", False),
-            )
-        return log_probs, entropies, None
 
-    def _prepare_inputs(self, generation_batch: Any) -> Any:
-        buffered = self._buffered_inputs
-        inputs = super()._prepare_inputs(generation_batch)
-        if self._buffered_inputs is buffered:
-            return inputs
-        batches = self._buffered_inputs
-        masks = {key: torch.cat([b[key] for b in batches]) for key in batches[0] if "mask" in key}
-        prompts = torch.cat([batch["prompt_ids"] for batch in batches])
-        rows = balance(
-            masks["prompt_mask"].sum(1).tolist(),
-            masks["completion_mask"].sum(1).tolist(),
-            group_by_prompt(prompts, masks["prompt_mask"]).tolist(),
-            len(batches),
-        )
-        self._buffered_inputs = regroup(batches, rows)
-        return self._buffered_inputs[self._step % self.args.steps_per_generation]
+@pytest.fixture(autouse=True)
+def always_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tiny model is too small for packing to pay."""
+    monkeypatch.setattr("podsrl.update.hook.packed_is_cheaper", lambda *_, **__: True)
 
 
 def train(trainer_class: type[Padded], folder: str, output: Path, **options: Any) -> Padded:
     """One optimizer step on four prompts with four rollouts, in micro-batches of four rows."""
     questions = ["1+1", "2+3 is", "what is 7-4?", "9+9?", "10-1", "0+0 equals", "5", "so 8+8 makes"]
     settings = {"loss_type": "dapo", "learning_rate": 0.1, "optim": "sgd", **options}
+    config = GRPOConfig(
+        str(output),
+        max_steps=1,
+        num_generations=4,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=4,
+        max_completion_length=12,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        disable_tqdm=True,
+        seed=3,
+        **settings,
+    )
+    config.packed_update = True  # read by PackedUpdate alone
     trainer = trainer_class(
         model=AutoModelForCausalLM.from_pretrained(folder, dtype="float32"),
         reward_funcs=digit_reward,
-        args=GRPOConfig(
-            str(output),
-            max_steps=1,
-            num_generations=4,
-            per_device_train_batch_size=4,
-            gradient_accumulation_steps=4,
-            max_completion_length=12,
-            report_to=[],
-            save_strategy="no",
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            disable_tqdm=True,
-            seed=3,
-            **settings,
-        ),
+        args=config,
         train_dataset=Dataset.from_dict({"prompt": questions}),
         processing_class=AutoTokenizer.from_pretrained(folder),
     )
