@@ -40,7 +40,7 @@ def test_loss_and_parameters_are_bit_for_bit_equal(
     pods, pods_parameters = _train(PODSTrainer, tiny_folder, tmp_path / "pods", options)
     assert logged(pods, "loss") == logged(stock, "loss")
     assert len(logged(stock, "loss")) == 3
-    assert any(loss != 0 for loss in logged(stock, "loss")) or "num_iterations" not in more
+    assert any(loss != 0 for loss in logged(stock, "loss"))
     assert all(torch.equal(a, b) for a, b in zip(pods_parameters, stock_parameters, strict=True))
     for key in ("reward", "rewards/digit_reward/mean", "rewards/even_reward/std", "entropy"):
         assert logged(pods, key) == pytest.approx(logged(stock, key), rel=1e-5)

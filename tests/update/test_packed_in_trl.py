@@ -41,7 +41,7 @@ class Packed(PackedUpdate, Padded):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        assert self._packs(self.model)
+        assert self._costs(self.model) is not None
 
 
 @pytest.fixture(autouse=True)

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from trl import GRPOTrainer
 
-from podsrl.update.log_probs import log_probs_by_prompt, unwrap
+from podsrl.update.log_probs import log_probs_by_prompt, packed_log_probs, unwrap
 from podsrl.update.microbatch import balance, regroup
-from podsrl.update.packing import group_by_prompt, pack
-from podsrl.update.plan import operation_costs, packed_is_cheaper
+from podsrl.update.packing import PackedBatch, group_by_prompt, pack
+from podsrl.update.plan import OperationCosts, operation_costs, packed_is_cheaper
 from podsrl.update.support import packing_reason
 
 logger = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ class PackedUpdate(GRPOTrainer):
     with TRL's path, with one warning that says why.
     """
 
-    _packing_reasons: dict[int, str | None]
+    _packing_costs: dict[int, OperationCosts | None]
     _buffered_inputs: list[dict[str, Any]] | None
 
     def _get_per_token_logps_and_entropies(  # type: ignore[no-untyped-def]
@@ -39,21 +39,20 @@ class PackedUpdate(GRPOTrainer):
         **multimodal,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         plain = not compute_aux_loss and all(value is None for value in multimodal.values())
-        if (
-            plain
-            and self._packs(model)
-            and self._saves(model, input_ids, attention_mask, logits_to_keep)
-        ):
+        rows = (input_ids, attention_mask, logits_to_keep)
+        packed = self._pack_if_cheaper(model, *rows) if plain else None
+        if packed is not None:
             with self.accelerator.autocast():
-                log_probs, entropies = log_probs_by_prompt(
-                    model,
-                    input_ids,
-                    attention_mask,
-                    logits_to_keep,
-                    num_rows_per_pass=batch_size,
-                    compute_entropy=compute_entropy,
-                )
-            return log_probs, entropies, None
+                if batch_size is None or batch_size >= len(input_ids):
+                    found = packed_log_probs(model, packed, compute_entropy=compute_entropy)
+                else:
+                    found = log_probs_by_prompt(
+                        model,
+                        *rows,
+                        num_rows_per_pass=batch_size,
+                        compute_entropy=compute_entropy,
+                    )
+            return (*found, None)
         return super()._get_per_token_logps_and_entropies(
             model,
             input_ids,
@@ -65,29 +64,32 @@ class PackedUpdate(GRPOTrainer):
             **multimodal,
         )
 
-    def _packs(self, model: Any) -> bool:
-        """Whether packed rows are on and serve this model, looked at once per model."""
-        if not self.args.packed_update:
-            return False
-        reasons = self.__dict__.setdefault("_packing_reasons", {})
-        key = id(unwrap(model))
-        if key not in reasons:
-            with self.accelerator.autocast():
-                reasons[key] = packing_reason(model)
-            if reasons[key] is not None:
-                logger.warning("updating on padded rows, which is slower: %s", reasons[key])
-        return reasons[key] is None
-
-    def _saves(self, model: Any, input_ids: Tensor, mask: Tensor, num_completion: int) -> bool:
+    def _pack_if_cheaper(
+        self, model: Any, input_ids: Tensor, mask: Tensor, num_completion: int
+    ) -> PackedBatch | None:
+        """The packed row, where packing is on, serves the model and costs less than padded rows."""
+        costs = self._costs(model) if self.args.packed_update else None
+        if costs is None:
+            return None
         width = input_ids.shape[1] - num_completion
         packed = pack(input_ids[:, :width], mask[:, :width], input_ids[:, width:], mask[:, width:])
-        causal_lm = unwrap(model)
-        return packed_is_cheaper(
-            packed,
-            operation_costs(causal_lm),
-            dense=causal_lm.config._attn_implementation == "eager",
-            padded_scores_all=not torch.cuda.is_available(),
+        dense = unwrap(model).config._attn_implementation == "eager"
+        cheaper = packed_is_cheaper(
+            packed, costs, dense=dense, padded_scores_all=not input_ids.is_cuda
         )
+        return packed if cheaper else None
+
+    def _costs(self, model: Any) -> OperationCosts | None:
+        """What the model's passes cost, None where packed rows do not serve it; found out once."""
+        known = self.__dict__.setdefault("_packing_costs", {})
+        causal_lm = unwrap(model)
+        if id(causal_lm) not in known:
+            with self.accelerator.autocast():
+                reason = packing_reason(model)
+            if reason is not None:
+                logger.warning("updating on padded rows, which is slower: %s", reason)
+            known[id(causal_lm)] = operation_costs(causal_lm) if reason is None else None
+        return known[id(causal_lm)]
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         before = self._buffered_inputs
