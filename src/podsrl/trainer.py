@@ -10,30 +10,28 @@ and `_generate_and_score_completions`, which calls both, is wrapped to set the m
 Sampling and log-probs themselves are made cheaper in rollout/hook.py and update/hook.py.
 tests/trainer/test_host_contract.py holds TRL to the names, signatures and order used here.
 
-Shape letters: P prompts, N sampled rollouts, M kept rollouts, F reward functions.
+Shape letters: P prompts, N sampled rollouts, M kept rollouts.
 """
 
 import inspect
 import random
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
-from transformers import TrainerCallback
 from trl import GRPOTrainer
 
 from podsrl.config import PODSConfig
 from podsrl.core.advantage import advantages
 from podsrl.core.combine import combine
 from podsrl.core.select import select
-from podsrl.core.statistics import reward_statistics, selection_statistics
 from podsrl.rollout.hook import FastSampling
+from podsrl.selection import Selection
+from podsrl.step_clock import StepClock
 from podsrl.timing import PhaseClock, peak_memory_gib
 from podsrl.update.hook import PackedUpdate
 
-PHASES = ("sampling", "rewards", "selection", "update")
 UNSUPPORTED = {
     "tools": "tool calls",
     "environment_factory": "environments",
@@ -47,21 +45,6 @@ CITATION = f"""@article{{xu2025pods,
     year    = 2025,
     eprint  = {{arXiv:2504.13818}},
 }}"""
-
-
-@dataclass
-class Selection:
-    """Rewards of all sampled rollouts of all processes, and which rollouts are kept."""
-
-    rewards_per_func_PNF: Tensor
-    rewards_PN: Tensor
-    kept_PM: Tensor
-
-    def kept_rows(self) -> Tensor:
-        """Indices of the kept rollouts into the flat list of all sampled rollouts, (P * M,)."""
-        num_prompts, num_rollouts = self.rewards_PN.shape
-        first_P1 = torch.arange(num_prompts, device=self.kept_PM.device).unsqueeze(1) * num_rollouts
-        return (first_P1 + self.kept_PM).flatten()
 
 
 class PODSTrainer(FastSampling, PackedUpdate, GRPOTrainer):
@@ -99,7 +82,7 @@ class PODSTrainer(FastSampling, PackedUpdate, GRPOTrainer):
         self.clock = PhaseClock(self.accelerator.device)
         self._inputs: list[dict[str, Any]] | None = None
         self._selection: Selection | None = None
-        self.add_callback(_StepClock(self))
+        self.add_callback(StepClock(self))
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         if not self.model.training:
@@ -222,18 +205,12 @@ class PODSTrainer(FastSampling, PackedUpdate, GRPOTrainer):
     def _record_metrics(self) -> None:
         """TRL's reward metrics over all n instead of the kept m, and `pods/` for the kept ones."""
         assert self._selection is not None
-        selection, metrics = self._selection, self._metrics["train"]
-        values = reward_statistics(combine(selection.rewards_per_func_PNF, self.reward_weights))
-        for i, name in enumerate(self.reward_func_names):
-            each = reward_statistics(selection.rewards_per_func_PNF[..., i])
-            values[f"rewards/{name}/mean"] = each["reward"]
-            values[f"rewards/{name}/std"] = each["reward_std"]
-        replaced = len(values)
-        kept = selection_statistics(selection.rewards_PN, selection.kept_PM)
-        values |= {f"pods/{name}": value for name, value in kept.items()}
+        metrics = self._metrics["train"]
+        over_all = self._selection.reward_metrics(self.reward_weights, self.reward_func_names)
+        values = over_all | self._selection.kept_metrics()
         numbers = torch.stack(list(values.values())).tolist()
-        for i, (name, number) in enumerate(zip(values, numbers, strict=True)):
-            if i < replaced:
+        for name, number in zip(values, numbers, strict=True):
+            if name in over_all:
                 metrics[name][-1] = number
             else:
                 metrics[name].append(number)
@@ -247,24 +224,6 @@ class PODSTrainer(FastSampling, PackedUpdate, GRPOTrainer):
 
 # help() and editors show the arguments of the class whose place this one takes.
 PODSTrainer.__signature__ = inspect.signature(GRPOTrainer)
-
-
-class _StepClock(TrainerCallback):
-    """Writes the seconds per phase of every optimizer step into the trainer's metrics."""
-
-    def __init__(self, trainer: PODSTrainer) -> None:
-        self.trainer = trainer
-        self.start = 0.0
-
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self.trainer.clock.pop()
-        self.start = self.trainer.clock.now()
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        seconds = self.trainer.clock.pop()
-        seconds["update"] = self.trainer.clock.now() - self.start - sum(seconds.values())
-        for phase in PHASES:
-            self.trainer._metrics["train"][f"time/{phase}_seconds"].append(seconds.get(phase, 0.0))
 
 
 def _default_output_dir(model: Any) -> str:
