@@ -1,0 +1,44 @@
+"""Objectives: what is minimised on the kept rollouts.
+
+An objective is a function of a `KeptBatch` and of options that are fields of PODSConfig; it returns
+a scalar loss and a dictionary of scalar metrics. `grpo`, TRL's own loss, is none of these.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from podsrl.core.objective_batch import KeptBatch
+from podsrl.core.objective_regression import agro
+
+__all__ = ["OBJECTIVES", "KeptBatch", "Objective"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss function and what it needs.
+
+    Args:
+        function: (batch, **options) -> loss, metrics. The loss sums over rows or tokens and divides
+            by the batch's `num_rows` or `num_tokens` (`mean_over_rows`, `mean_over_tokens`), so
+            that micro-batches change nothing. Metrics are scalar tensors without gradient, logged
+            as `objective/<name>`.
+        options: keyword arguments of `function`, each the name of a PODSConfig field, with the
+            value that a field left at None takes.
+        needs_reference: reads `batch.reference_log_probs_BT`; `beta` must then be above 0.
+        needs_whole_groups: couples rows of a prompt: a micro-batch must hold groups complete.
+        needs_reference_rewards: reads `batch.extras["reference_rewards"]`, (B, K): rewards of K
+            rollouts of the reference policy for the row's prompt.
+    """
+
+    function: Callable[..., tuple[Tensor, dict[str, Tensor]]]
+    options: Mapping[str, float | None] = field(default_factory=dict)
+    needs_reference: bool = True
+    needs_whole_groups: bool = False
+    needs_reference_rewards: bool = False
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "agro": Objective(agro, {"beta": 0.1}, needs_whole_groups=True),
+}
