@@ -1,6 +1,6 @@
 """The default recipe on TRL's sampling and update, then on ours: accuracy and training seconds.
 
-    python benchmarks/paths.py            # about 14 minutes on 2 cores, writes benchmarks/paths.json
+    python benchmarks/paths.py            # about 20 minutes on 2 cores
 
 Each side is a process of its own, one after the other on the otherwise idle machine. Both train
 for the recipe's steps with the same seed; they draw different random numbers while sampling, so

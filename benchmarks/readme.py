@@ -50,13 +50,14 @@ def run_table() -> str:
 
 
 def step_table() -> str:
-    """Seconds of one training step, arm by arm."""
-    result = read("step")
+    """Seconds of one training step, case by case and arm by arm."""
     rows = []
-    for name, figures in result["arms"].items():
-        each = [f"{figures[key]:.1f}" for key in ("sampling", "update", "total")]
-        rows.append((name, *each, f"{figures['total_min']:.1f} to {figures['total_max']:.1f}"))
-    return table(("arm, n/m", "sampling s", "forward and backward s", "step s", "range"), rows)
+    for case, result in read("step")["cases"].items():
+        for name, figures in result["arms"].items():
+            each = [f"{figures[key]:.1f}" for key in ("sampling", "update", "total")]
+            extent = f"{figures['total_min']:.1f} to {figures['total_max']:.1f}"
+            rows.append((case, name, *each, extent))
+    return table(("case", "arm, n/m", "sampling s", "update s", "step s", "range"), rows)
 
 
 def selection_table() -> str:

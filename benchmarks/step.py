@@ -2,9 +2,13 @@
 
     python benchmarks/step.py --output benchmarks/step.json
 
-The arms run in one process, in turn, `--repeats` times; each time an arm's trainer is made anew
-and its first step warms up and is not counted. Phases: sampling, rewards, selection, log-probs and
-update (forward and backward), optimizer, and everything else; the JSON holds medians.
+Three cases: one prompt 64 -> 16 and four prompts 16 -> 4 on the packaged model, and the latter on an
+untrained model of 1.8 M parameters. A case that is measured anew replaces its figures in the
+JSON and leaves the others. The arms of a case run in one process, in turn,
+`--repeats` times; each time an arm's trainer is made anew, and its very first step is not counted.
+Phases: sampling, rewards, selection, log-probs and update (forward and backward), optimizer, and
+everything else; the JSON holds medians. Peak memory is the process's resident peak since the arm
+began (the kernel's counter is set back), or the allocator's on CUDA.
 
 The floor of a phase is the time of the floating-point operations and of the bytes it cannot do
 without, at what a large matrix product and a large copy reach in the same run, whichever is longer.
@@ -16,11 +20,13 @@ import json
 import statistics
 import time
 from collections import defaultdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
 import torch
+import warm_up
 from datasets import Dataset
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
@@ -32,16 +38,39 @@ from podsrl.experiment.run_folder import device_name, versions
 from podsrl.models import load_model, load_tokenizer
 from podsrl.tasks import load_task
 
+CLEAR_REFS = Path("/proc/self/clear_refs")
 PHASES = ("sampling", "rewards", "selection", "update", "optimizer", "other")
 OFF: dict[str, Any] = {"fast_sampling": False, "packed_update": False}
 
 
-def arms(wide: int, kept: int) -> dict[str, dict[str, Any]]:
+@dataclass(frozen=True)
+class Case:
+    """Model and sizes of a comparison: prompts per step, n = wide, m = kept."""
+
+    model: str
+    prompts: int
+    wide: int
+    kept: int
+
+
+CASES = {
+    "packaged 1 x (64 -> 16)": Case("smollm2-135m", 1, 64, 16),
+    "packaged 4 x (16 -> 4)": Case("smollm2-135m", 4, 16, 4),
+    "tiny 4 x (16 -> 4)": Case("tiny", 4, 16, 4),
+}
+
+
+def arms(case: Case) -> dict[str, dict[str, Any]]:
     """Name -> trainer options: n, m and which of our parts are on."""
+    wide, kept = case.wide, case.kept
     pods = {"num_rollouts": wide, "num_generations": kept}
-    return {
+    grpo = {
         f"grpo {wide}/{wide}, TRL": {"num_generations": wide},
         f"grpo {kept}/{kept}, TRL": {"num_generations": kept},
+    }
+    return {
+        # The stock arms of the packaged model take minutes a step: once is enough.
+        **(grpo if case.prompts == 1 or case.model == "tiny" else {}),
         f"pods {wide}/{kept}, TRL's paths": {**pods, **OFF},
         f"pods {wide}/{kept}, our sampling": {**pods, **OFF, "fast_sampling": True},
         f"pods {wide}/{kept}, packed update": {**pods, **OFF, "packed_update": True},
@@ -105,14 +134,17 @@ class Stopwatch(TrainerCallback):
         self.steps.append({**step, **self.tokens})
 
 
-def run_arm(model_name: str, options: dict[str, Any], sizes: argparse.Namespace) -> list[dict]:
+def run_arm(
+    case: Case, options: dict[str, Any], sizes: argparse.Namespace, *, warm_up: int
+) -> list[dict]:
     """Figures of every counted step of one arm, in a trainer of its own."""
+    reset_peak_memory()
     task = load_task("arithmetic")
     pods = "num_rollouts" in options
     config = (PODSConfig if pods else GRPOConfig)(
         output_dir=mkdtemp(),
-        per_device_train_batch_size=options["num_generations"] * sizes.prompts,
-        max_steps=1 + sizes.steps,
+        per_device_train_batch_size=options["num_generations"] * case.prompts,
+        max_steps=warm_up + sizes.steps,
         max_completion_length=sizes.tokens,
         learning_rate=2e-5,
         lr_scheduler_type="constant",
@@ -124,19 +156,51 @@ def run_arm(model_name: str, options: dict[str, Any], sizes: argparse.Namespace)
         **options,
     )
     trainer = (PODSTrainer if pods else GRPOTrainer)(
-        model=load_model(model_name),
+        model=make_model(case.model),
         reward_funcs=list(task.reward_funcs.values()),
         args=config,
         train_dataset=Dataset.from_list(task.rows("train", 64)),
-        processing_class=load_tokenizer(model_name),
+        processing_class=make_tokenizer(case.model),
     )
     trainer.remove_callback(PrinterCallback)
     watch = Stopwatch(trainer)
     trainer.add_callback(watch)
     trainer.train()
+    peak = peak_since_reset_gib()
     del trainer
     gc.collect()
-    return watch.steps[1:]
+    return [{**step, "peak_memory_gib": peak} for step in watch.steps[warm_up:]]
+
+
+def make_model(name: str) -> Any:
+    """The packaged model, or the untrained one of warm_up.py: 1.8 M parameters, few tokens."""
+    return load_model(name) if name != "tiny" else warm_up.make_model(make_tokenizer(name), 192, 4)
+
+
+def make_tokenizer(name: str) -> Any:
+    if name != "tiny":
+        return load_tokenizer(name)
+    rows = load_task("arithmetic").rows("train", 2000)
+    return warm_up.make_tokenizer(
+        [f"{row['prompt'][0]['content']} {row['answer']}" for row in rows]
+    )
+
+
+def reset_peak_memory() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif CLEAR_REFS.exists():
+        CLEAR_REFS.write_text("5")
+
+
+def peak_since_reset_gib() -> float | None:
+    """Peak since `reset_peak_memory`, GiB; None where the kernel does not tell."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    if not CLEAR_REFS.exists():
+        return None
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
 
 
 def machine_rates() -> dict[str, float]:
@@ -162,14 +226,14 @@ def machine_rates() -> dict[str, float]:
     }
 
 
-def floors(model_name: str, step: dict[str, float], options: dict, rates: dict) -> dict[str, float]:
+def floors(case: Case, step: dict[str, float], options: dict, rates: dict) -> dict[str, float]:
     """Least seconds of sampling, update and optimizer for the tokens of this step.
 
     Sampling: every prompt read once and every sampled token through all weights once; and the
     weights read once per decoding step. Update: prompt read once and kept tokens, forward and
     backward (3 x 2 operations a weight). Optimizer: four reads and three writes per parameter.
     """
-    model = load_model(model_name)
+    model = make_model(case.model)
     total = sum(p.numel() for p in model.parameters())
     head = model.get_output_embeddings().weight.numel()
     num_rollouts = options.get("num_rollouts", options["num_generations"])
@@ -189,7 +253,8 @@ def floors(model_name: str, step: dict[str, float], options: dict, rates: dict) 
 
 def summarise(steps: list[dict[str, float]]) -> dict[str, float]:
     """Medians over the counted steps of all repeats, and tokens per second."""
-    median = {key: statistics.median(step[key] for step in steps) for key in steps[0]}
+    known = [key for key in steps[0] if steps[0][key] is not None]
+    median = {key: statistics.median(step[key] for step in steps) for key in known}
     median["sampled_tokens_per_second"] = statistics.median(
         step["sampled"] / step["sampling"] for step in steps
     )
@@ -197,36 +262,39 @@ def summarise(steps: list[dict[str, float]]) -> dict[str, float]:
     return {**median, "total_min": min(totals), "total_max": max(totals), "num_steps": len(steps)}
 
 
-def measure(model_name: str, sizes: argparse.Namespace) -> dict[str, Any]:
+def measure(case: Case, sizes: argparse.Namespace) -> dict[str, Any]:
     """All arms in turn, `repeats` times."""
     collected: defaultdict[str, list] = defaultdict(list)
     rates = []
     for repeat in range(sizes.repeats):
         rates.append(machine_rates())
-        for name, options in arms(sizes.wide, sizes.kept).items():
-            collected[name] += run_arm(model_name, options, sizes)
+        for name, options in arms(case).items():
+            collected[name] += run_arm(case, options, sizes, warm_up=int(repeat == 0))
             seconds = collected[name][-1]["total"]
-            print(f"{model_name} repeat {repeat} {name}: {seconds:.2f} s", flush=True)
+            print(f"{case.model} repeat {repeat} {name}: {seconds:.2f} s", flush=True)
     best = {key: max(rate[key] for rate in rates) for key in rates[0]}
     result: dict[str, Any] = {"rates": best, "arms": {}}
-    for name, options in arms(sizes.wide, sizes.kept).items():
+    for name, options in arms(case).items():
         figures = summarise(collected[name])
-        least = floors(model_name, figures, options, best)
+        least = floors(case, figures, options, best)
         figures["floor"] = least
         figures["over_floor"] = {phase: figures[phase] / least[phase] for phase in least}
         result["arms"][name] = figures
-    return result
+    return {**result, "ratios": ratios(result["arms"], case)}
 
 
-def ratios(result: dict[str, Any], wide: int, kept: int) -> dict[str, float]:
+def ratios(each: dict[str, Any], case: Case) -> dict[str, float]:
     """The ratios that the README quotes."""
-    total = {name: figures["total"] for name, figures in result["arms"].items()}
+    wide, kept = case.wide, case.kept
     ours, before = f"pods {wide}/{kept}", f"pods {wide}/{kept}, TRL's paths"
-    each = result["arms"]
+    over_ours = {name: figures["total"] / each[ours]["total"] for name, figures in each.items()}
+    stock = {
+        "grpo wide over ours": over_ours.get(f"grpo {wide}/{wide}, TRL"),
+        "grpo narrow over ours": over_ours.get(f"grpo {kept}/{kept}, TRL"),
+    }
     return {
-        "grpo wide over ours": total[f"grpo {wide}/{wide}, TRL"] / total[ours],
-        "grpo narrow over ours": total[f"grpo {kept}/{kept}, TRL"] / total[ours],
-        "before over ours": total[before] / total[ours],
+        **{name: ratio for name, ratio in stock.items() if ratio is not None},
+        "before over ours": over_ours[before],
         "sampling: TRL over ours": each[before]["sampling"] / each[ours]["sampling"],
         "update: TRL over ours": each[before]["update"] / each[ours]["update"],
     }
@@ -234,10 +302,7 @@ def ratios(result: dict[str, Any], wide: int, kept: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--prompts", type=int, default=1, help="prompts per step")
-    parser.add_argument("--wide", type=int, default=64, help="n")
-    parser.add_argument("--kept", type=int, default=16, help="m")
+    parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))
     parser.add_argument("--tokens", type=int, default=24, help="length limit of a completion")
     parser.add_argument("--steps", type=int, default=1, help="counted steps per repeat")
     parser.add_argument("--repeats", type=int, default=3)
@@ -245,14 +310,18 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("benchmarks/step.json"))
     sizes = parser.parse_args()
     logging.disable_progress_bar()
-    result = measure(sizes.model, sizes)
-    result["ratios"] = ratios(result, sizes.wide, sizes.kept)
-    result["settings"] = {k: v for k, v in vars(sizes).items() if k != "output"}
-    result["versions"] = versions(
-        device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    )
-    sizes.output.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps(result["ratios"], indent=2))
+    result = json.loads(sizes.output.read_text()) if sizes.output.exists() else {"cases": {}}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for name in sizes.cases:
+        case = CASES[name]
+        measured = {**asdict(case), **measure(case, sizes)}
+        measured["settings"] = {
+            k: v for k, v in vars(sizes).items() if k not in ("output", "cases")
+        }
+        measured["versions"] = versions(device_name(device))
+        result["cases"][name] = measured
+        sizes.output.write_text(json.dumps(result, indent=2) + "\n")
+        print(name, json.dumps(measured["ratios"], indent=2), flush=True)
 
 
 if __name__ == "__main__":
