@@ -3,6 +3,7 @@
 config.json      every setting, resolved
 versions.json    of python, torch, transformers, trl, podsrl and the device
 metrics.jsonl    one line per logged step (docs/metrics.md defines each key)
+rollouts.jsonl.gz  every sampled rollout, kept or dropped and why (docs/view.md)
 before/, after/  evaluation.json and answers.jsonl of the two evaluations
 result.json      accuracy before and after, seconds per phase, n, m, rule, seed
 curve.png        the learning curve
