@@ -1,0 +1,61 @@
+"""podsrl report: compare arms at equal training time, on one page."""
+
+import argparse
+import sys
+from pathlib import Path
+
+DESCRIPTION = """Compare training arms at equal training time: one page with figures and intervals.
+
+A PATH is a folder that podsrl compare wrote, a run folder of podsrl train (several are put
+together by their settings), or a CSV of learning curves with the columns setting, run, hours,
+ans_acc_mean and where known step, dataset, for_acc_mean, both_acc_mean, mean_length."""
+EXAMPLES = """examples:
+  podsrl report runs/my-comparison                  writes runs/my-comparison/report/report.html
+  podsrl report runs/a runs/b --output report       single runs
+  podsrl report curves.csv --baseline 16/16
+
+The output folder receives report.html (one file, no network), summary.json (every number) and
+figures/ (SVG and PNG). docs/report.md defines each number."""
+
+
+def main(argv: list[str]) -> int:
+    """Write the report and print what follows; 2 with one line on a mistake in the options."""
+    options = build_parser().parse_args(argv)
+    from podsrl.experiment.report import write_report
+
+    paths = [Path(path) for path in options.paths]
+    output = Path(options.output) if options.output else _beside(paths[0])
+    try:
+        result = write_report(paths, output, baseline=options.baseline)
+    except ValueError as error:
+        print(f"podsrl report: {error}", file=sys.stderr)
+        return 2
+    for comparison in result["comparisons"]:
+        print(comparison["title"])
+        for text in comparison["findings"] + comparison["notes"]:
+            print(f"  {text}")
+    print(f"written to {output / 'report.html'}")
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the verb."""
+    parser = argparse.ArgumentParser(
+        prog="podsrl report",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("paths", metavar="PATH", nargs="+", help="comparison folder, run folder, or CSV of curves")
+    add("--baseline", metavar="ARM", help="arm to compare with (default: n = m, the smallest n)")
+    add("--output", metavar="FOLDER", help="default: report/ in the folder, or beside the CSV")
+    return parser
+
+
+def _beside(path: Path) -> Path:
+    return path / "report" if path.is_dir() else path.with_name(f"{path.stem}-report")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

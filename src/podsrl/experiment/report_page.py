@@ -1,0 +1,113 @@
+"""The report as one HTML page that needs nothing else: style and figures are inside it."""
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from podsrl import __version__
+from podsrl.experiment.figures import Figure, time_unit
+from podsrl.experiment.figures_theme import inline
+from podsrl.experiment.report_sentences import Unit, duration, sentences
+from podsrl.experiment.report_style import STYLE
+from podsrl.experiment.report_tables import overview, tables
+
+ABOUT_LABELS = {
+    "training_seconds": "training time per run",
+    "evaluate_every_seconds": "evaluated every",
+    "device": "hardware",
+    "task_arguments": "options of the task",
+}
+HOW = """<h2>How to read this</h2>
+<p>The clock counts training alone: sampling, rewards, selection and update. Lines are means over
+runs, bands 95 % intervals of the mean over runs (Student's t). <em>Times as fast</em> is the time
+at which the baseline's mean accuracy first reached its best, divided by the time at which the
+other arm's first reached that level; on the grid of evaluations, or interpolated between them.
+Its interval comes from drawing runs anew, with replacement, 10,000 times; draws in which the
+level is never reached count as never. An interval that includes 1, or a difference whose interval
+includes 0, tells nothing apart.</p>"""
+
+
+def page(summaries: Sequence[dict[str, Any]], figures: Sequence[Sequence[Figure]]) -> str:
+    """Return the page of all comparisons, the figures of each beside its numbers."""
+    units = [time_unit(summary) for summary in summaries]
+    title = summaries[0]["title"] if len(summaries) == 1 else "Arms at equal training time"
+    several = overview(summaries, units) if len(summaries) > 1 else ""
+    sections = "".join(
+        _section(index, *parts)
+        for index, parts in enumerate(zip(summaries, figures, units, strict=True), 1)
+    )
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        '<link rel="icon" href="data:,">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>"
+        f'<header><h1>{escape(title)}</h1><p class="lede">{_lede(summaries)}</p></header>'
+        f"<main>{several}{sections}{HOW}</main>"
+        f"<footer>podsrl {escape(__version__)} report. All numbers: summary.json beside this page."
+        "</footer></body></html>\n"
+    )
+
+
+def _lede(summaries: Sequence[dict[str, Any]]) -> str:
+    arms = [arm for summary in summaries for arm in summary["arms"].values()]
+    runs = sum(len(arm["seeds"]) for arm in arms)
+    if len(summaries) == 1:
+        return (
+            f"{_count(len(arms), 'arm')}, {_count(runs, 'run')}, compared at equal training time."
+        )
+    return f"{len(summaries)} comparisons of {_count(len(arms), 'arm')} at equal training time."
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _section(index: int, summary: dict[str, Any], figures: Sequence[Figure], unit: Unit) -> str:
+    follows = "".join(f"<li>{escape(text)}</li>" for text in sentences(summary, unit))
+    notes = "".join(f"<li>{escape(text)}</li>" for text in summary["notes"])
+    note_box = f'<h3>To know beforehand</h3><div class="notes"><ul>{notes}</ul></div>'
+    drawn = "".join(_figure(figure, f"c{index}-{figure.name}") for figure in figures)
+    return (
+        f'<section id="comparison-{index}"><h2>{escape(summary["title"])}</h2>'
+        f"<h3>What was run</h3>{_about(summary, unit)}{note_box if notes else ''}"
+        f"<h3>What follows</h3><ul>{follows}</ul>"
+        f'<h3>Figures</h3><div class="figures">{drawn}</div>'
+        f"<h3>Numbers</h3>{tables(summary, unit)}</section>"
+    )
+
+
+def _about(summary: dict[str, Any], unit: Unit) -> str:
+    rows = {"arms": "; ".join(_arm(name, arm) for name, arm in summary["arms"].items())}
+    if summary["baseline"]:
+        rows["baseline"] = summary["baseline"]
+    for key, value in summary["about"].items():
+        if key in ("training_seconds", "evaluate_every_seconds"):
+            value = duration(float(value), unit)
+        elif isinstance(value, list):
+            value = ", ".join(map(str, value))
+        rows[ABOUT_LABELS.get(key, key)] = str(value)
+    items = "".join(f"<dt>{escape(key)}</dt><dd>{escape(text)}</dd>" for key, text in rows.items())
+    return f"<dl>{items}</dl>"
+
+
+def _arm(name: str, arm: dict[str, Any]) -> str:
+    parts = []
+    if arm["num_rollouts"] is not None:
+        parts.append(f"n = {arm['num_rollouts']}, m = {arm['num_generations']}")
+    if arm["selection_rule"] and arm["num_rollouts"] != arm["num_generations"]:
+        parts.append(str(arm["selection_rule"]))
+    parts.append(_count(len(arm["seeds"]), "run"))
+    return f"{name} ({', '.join(parts)})"
+
+
+def _figure(figure: Figure, prefix: str) -> str:
+    drawing = inline(figure.svg, prefix, escape(figure.alt))
+    band = (
+        "Seconds per optimizer step, mean over runs"
+        if figure.name == "phases"
+        else ("Mean over runs, band 95 %")
+    )
+    return (
+        f"<figure><figcaption>{escape(figure.title)}<small>{band}</small></figcaption>"
+        f"{drawing}</figure>"
+    )

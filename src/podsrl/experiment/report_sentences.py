@@ -1,0 +1,148 @@
+"""What follows from the numbers, in plain sentences, and what does not."""
+
+from typing import Any
+
+Unit = tuple[str, float]
+POINTS = ("accuracy", "both_rate", "format_rate")
+
+
+def sentences(summary: dict[str, Any], unit: Unit) -> list[str]:
+    """Return the findings, arm by arm; a difference whose interval holds no difference is none."""
+    found: list[str] = []
+    base = summary["baseline"]
+    for arm, against in summary["against_baseline"].items():
+        if against["speed_up"]:
+            found.append(_speed_up_sentence(arm, base, against["speed_up"], unit))
+        found += _difference_sentences(arm, base, against["differences"], unit)
+        found += _format_gain(arm, base, against["differences"])
+    for arm, numbers in summary["arms"].items():
+        found += _collapse_sentence(arm, numbers)
+    if base is None:
+        found.append(
+            "No arm is the baseline, so nothing is compared: it is an arm with n = m, or the one "
+            "named with --baseline."
+        )
+    elif len(summary["arms"]) == 1:
+        found.append("There is one arm, so nothing is compared.")
+    return found
+
+
+def verdict(speed_ups: dict[str, Any]) -> str:
+    """Return "faster", "slower" or "cannot be told" for the time to the baseline's peak."""
+    if not speed_ups:
+        return "no accuracy"
+    found = speed_ups["peak"]["interpolated"]
+    low, high = found["ratio_low"], found["ratio_high"]
+    if low is None:
+        return "one run, cannot be told"
+    if low == "at once" or low > 1:
+        return "faster"
+    return "slower" if high != "at once" and high < 1 else "cannot be told"
+
+
+def times(ratio: float | str) -> str:
+    """A ratio of times; 0 is "never"."""
+    return ratio if isinstance(ratio, str) else "never" if ratio == 0 else f"{ratio:.2f}"
+
+
+def duration(seconds: float | str, unit: Unit) -> str:
+    """Seconds in the unit of the window, or the text they are."""
+    if isinstance(seconds, str):
+        return seconds
+    return f"{seconds / unit[1]:.{2 if unit[0] == 'h' else 1}f} {unit[0]}"
+
+
+def interval(low: str, high: str) -> str:
+    """The two bounds as they stand behind a figure."""
+    return f"95 % interval {low} to {high}"
+
+
+def _speed_up_sentence(arm: str, base: str, speed_ups: dict[str, Any], unit: Unit) -> str:
+    peak, early = speed_ups["peak"]["interpolated"], speed_ups["99 % of peak"]["grid"]
+    best = f"{base}'s best mean accuracy ({100 * peak['level']:.2f} %)"
+    if peak["baseline_seconds"] == 0:
+        return f"{best} is that of the model before training, so there is no time to compare."
+    bounds = (
+        ""
+        if peak["ratio_low"] is None
+        else f" ({interval(times(peak['ratio_low']), times(peak['ratio_high']))})"
+    )
+    if peak["seconds"] == "never":
+        text = f"{arm} never reached {best} within what was measured{bounds}."
+    else:
+        text = (
+            f"{arm} reached {best} after {duration(peak['seconds'], unit)}, {base} after "
+            f"{duration(peak['baseline_seconds'], unit)}: {times(peak['ratio'])} times as fast"
+            f"{bounds}; by the rule of 99 % of the peak {times(early['ratio'])} times."
+        )
+    return text + _told(speed_ups)
+
+
+def _told(speed_ups: dict[str, Any]) -> str:
+    never = speed_ups["peak"]["interpolated"]["frac_never"]
+    chance = f" In {100 * never:.0f} % of the draws it never got there." if never else ""
+    judged = verdict(speed_ups)
+    if judged.startswith("one run"):
+        return " With one run in an arm no interval can be given: it may be chance."
+    if judged == "cannot be told":
+        return f"{chance} The interval includes 1: no difference in speed can be told."
+    return chance
+
+
+def _difference_sentences(
+    arm: str, base: str, differences: dict[str, Any], unit: Unit
+) -> list[str]:
+    if "accuracy" not in differences:
+        return []
+    window, end = differences["accuracy"]["window"], differences["accuracy"]["end"]
+    until = duration(end["until_seconds"], unit)
+    return [
+        f"Over the window, {arm}'s accuracy was {_points(window, base)}; at its end ({until}), "
+        f"{_points(end, base)}."
+    ]
+
+
+def _points(difference: dict[str, Any], base: str) -> str:
+    value = 100 * difference["value"]
+    side = "above" if value >= 0 else "below"
+    text = f"{abs(value):.1f} points {side} {base}'s"
+    if difference["low"] is None:
+        return f"{text} (too few runs for an interval)"
+    bounds = f"{100 * difference['low']:.1f} to {100 * difference['high']:.1f}"
+    none = "" if is_told(difference) else ", so no difference can be told"
+    return f"{text} ({bounds}{none})"
+
+
+def is_told(difference: dict[str, Any]) -> bool:
+    """Whether the interval leaves out 0."""
+    low, high = difference["low"], difference["high"]
+    return low is not None and not low <= 0 <= high
+
+
+def _format_gain(arm: str, base: str, differences: dict[str, Any]) -> list[str]:
+    """Say so where right answers in the format rise and right answers do not."""
+    if not {"accuracy", "both_rate"} <= set(differences):
+        return []
+    answers, both = differences["accuracy"]["window"], differences["both_rate"]["window"]
+    if not (is_told(both) and both["value"] > 0) or (is_told(answers) and answers["value"] > 0):
+        return []
+    return [
+        f"Counting only right answers in the asked format, {arm} was {_points(both, base)}; "
+        "counting right answers in any format it was not: the gain is in the format."
+    ]
+
+
+def _collapse_sentence(arm: str, numbers: dict[str, Any]) -> list[str]:
+    found = []
+    for rate, other in (("format", "answer accuracy"), ("accuracy", "the format rate")):
+        runs = [run for run in numbers["collapses"] if run["died"] == rate]
+        if runs:
+            name = "format rate" if rate == "format" else "answer accuracy"
+            falls = ", ".join(
+                f"{100 * run['best']:.0f} to {100 * run['end']:.0f} %" for run in runs
+            )
+            found.append(
+                f"In {len(runs)} of {len(numbers['seeds'])} runs of {arm} the {name} died "
+                f"({falls}) while {other} held."
+            )
+    return found

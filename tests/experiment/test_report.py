@@ -1,0 +1,200 @@
+"""The report: the numbers of real curves, what it says in words, and its files."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from arms import ROWS, write_comparison, write_run
+
+from podsrl.cli import main as podsrl
+from podsrl.experiment.curves_read import read_comparisons
+from podsrl.experiment.report import write_report
+from podsrl.experiment.report_sentences import sentences
+from podsrl.experiment.report_summary import summarise
+
+MINUTES = ("min", 60.0)
+AUTHORS = {
+    # Title, arm: level, baseline's hours, grid and interpolated hours, ratio, its interval.
+    "Instruct-GSM8K-512, measured on gsm8k": ("64/16", 81.64, 4.0, 2.5, 2.41, 1.66, (1.0, 2.4)),
+    "Instruct-MATH-NF-512, measured on math500": ("32/8", 48.90, 6.0, 2.5, 2.49, 2.41, (1.1, 2.7)),
+}
+
+
+@pytest.mark.parametrize("title", AUTHORS)
+def test_the_authors_curves(shared_data: Path, title: str):
+    comparisons = read_comparisons([shared_data / "authors_runs" / "curves.csv"])
+    (comparison,) = [found for found in comparisons if found.title == title]
+    arm, level, base_hours, grid_hours, hours, ratio, bounds = AUTHORS[title]
+    found = summarise(comparison)["against_baseline"][arm]["speed_up"]
+    peak = found["peak"]["interpolated"]
+    assert round(100 * peak["level"], 2) == level
+    assert peak["baseline_seconds"] == base_hours * 3600
+    assert found["peak"]["grid"]["seconds"] == grid_hours * 3600
+    assert round(peak["seconds"] / 3600, 2) == hours
+    assert round(peak["ratio"], 2) == ratio
+    assert [peak["ratio_low"], peak["ratio_high"]] == pytest.approx(bounds, abs=0.1)
+    assert found["99 % of peak"]["grid"]["ratio"] == 2.0
+
+
+def summary_of(folder: Path) -> dict:
+    (comparison,) = read_comparisons([folder])
+    return summarise(comparison)
+
+
+def test_numbers_of_a_comparison(tmp_path):
+    # Peak of grpo 0.6 at 180 s; pods 0.55 at 60 s, 0.7 at 120 s: 60 + 60 x 0.05 / 0.15 = 80 s.
+    summary = summary_of(write_comparison(tmp_path / "mine"))
+    peak = summary["against_baseline"]["pods"]["speed_up"]["peak"]
+    assert peak["grid"]["seconds"] == 120
+    assert peak["interpolated"]["seconds"] == pytest.approx(80)
+    assert peak["interpolated"]["ratio"] == pytest.approx(2.25)
+    # Window: (0.2 + 0.2 + 0.2) / 3 in every seed.
+    window = summary["against_baseline"]["pods"]["differences"]["accuracy"]["window"]
+    assert window["value"] == pytest.approx(0.2)
+    assert window["paired"]
+    # 90 steps in 180 s.
+    assert summary["arms"]["pods"]["seconds_per_step"]["value"] == pytest.approx(2.0)
+    assert summary["step_seconds_fit"]["fit"] is None
+    assert "3 runs; bootstrap intervals over so few are too narrow" in " ".join(summary["notes"])
+
+
+def test_what_follows(tmp_path):
+    summary = summary_of(write_comparison(tmp_path / "mine"))
+    first, second = sentences(summary, MINUTES)
+    assert first.startswith(
+        "pods reached grpo's best mean accuracy (60.00 %) after 1.3 min, grpo after 3.0 min: "
+        "2.25 times as fast (95 % interval "
+    )
+    assert "no difference" not in first
+    assert second == (
+        "Over the window, pods's accuracy was 20.0 points above grpo's (20.0 to 20.0); at its end "
+        "(3.0 min), 20.0 points above grpo's (20.0 to 20.0)."
+    )
+
+
+def test_no_difference_is_called_none(tmp_path):
+    rows = {"grpo": ROWS["grpo"], "pods": {0: [0.2, 0.4, 0.4, 0.7], 1: [0.2, 0.3, 0.6, 0.5]}}
+    first, second = sentences(summary_of(write_comparison(tmp_path / "mine", rows)), MINUTES)
+    assert "The interval includes 1: no difference in speed can be told." in first
+    assert "so no difference can be told" in second
+
+
+def test_never_is_said(tmp_path):
+    rows = {"grpo": ROWS["grpo"], "pods": {s: [0.2, 0.2, 0.3, 0.3] for s in range(3)}}
+    summary = summary_of(write_comparison(tmp_path / "mine", rows))
+    peak = summary["against_baseline"]["pods"]["speed_up"]["peak"]["interpolated"]
+    assert peak["seconds"] == "never"
+    assert peak["ratio"] == 0
+    assert peak["frac_never"] == 1.0
+    first = sentences(summary, MINUTES)[0]
+    assert first.startswith("pods never reached grpo's best mean accuracy (60.00 %)")
+    assert "95 % interval never to never" in first
+    json.dumps(summary, allow_nan=False)
+
+
+def test_one_run_has_no_interval(tmp_path):
+    rows = {arm: {0: runs[0]} for arm, runs in ROWS.items()}
+    summary = summary_of(write_comparison(tmp_path / "mine", rows))
+    assert "pods: one run, so its figures have no interval." in summary["notes"]
+    first, second = sentences(summary, MINUTES)
+    assert "it may be chance" in first
+    assert "too few runs for an interval" in second
+
+
+def change_curves(folder: Path, change) -> None:
+    for path in folder.glob("*/*/curve.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for index, row in enumerate(rows):
+            change(path.parts[-3], index, row)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_gain_in_format_alone_is_named(tmp_path):
+    same = {"grpo": ROWS["grpo"], "pods": ROWS["grpo"]}
+    folder = write_comparison(tmp_path / "mine", same)
+
+    def better_format(arm, index, row):
+        if arm == "pods":
+            row["both_rate"] = row["accuracy"]
+
+    change_curves(folder, better_format)
+    assert any(
+        "the gain is in the format" in text for text in sentences(summary_of(folder), MINUTES)
+    )
+
+
+def test_collapse_is_flagged(tmp_path):
+    folder = write_comparison(tmp_path / "mine")
+
+    def collapse(arm, index, row):
+        if arm == "grpo" and index == 3 and row["accuracy"] == 0.62:
+            row["format_rate"] = 0.05
+
+    change_curves(folder, collapse)
+    assert (
+        "In 1 of 3 runs of grpo the format rate died (90 to 5 %) while answer accuracy held."
+        in sentences(summary_of(folder), MINUTES)
+    )
+
+
+def test_fit_needs_the_same_prompts_per_step(tmp_path):
+    folder = write_comparison(tmp_path / "mine")
+    content = json.loads((folder / "comparison.json").read_text())
+    for arm, batch in (("grpo", 8), ("pods", 16)):
+        content["arms"][arm] |= {
+            "per_device_train_batch_size": batch,
+            "gradient_accumulation_steps": 1,
+        }
+    (folder / "comparison.json").write_text(json.dumps(content))
+    assert "different numbers of prompts" in summary_of(folder)["step_seconds_fit"]["why"]
+
+
+def test_command_writes_page_figures_and_numbers(tmp_path, capsys):
+    folder = write_comparison(tmp_path / "mine")
+    assert podsrl(["report", str(folder)]) == 0
+    output = capsys.readouterr().out
+    assert "2.25 times as fast" in output
+    assert str(folder / "report" / "report.html") in output
+    names = {path.name for path in (folder / "report" / "figures").iterdir()}
+    for figure in ("accuracy-seconds", "accuracy-step", "format-rate-seconds", "phases"):
+        assert {f"mine-{figure}.svg", f"mine-{figure}.png"} <= names
+    summary = json.loads((folder / "report" / "summary.json").read_text())
+    assert summary["comparisons"][0]["findings"][0] in output
+    page = (folder / "report" / "report.html").read_text()
+    assert not re.findall(r"(?:src|href)=\"(?!#|data:)", page)
+    assert "@import" not in page
+    assert len(re.findall(r"\bid=\"", page)) == len(set(re.findall(r"\bid=\"([^\"]+)", page)))
+
+
+def test_the_page_is_the_same_every_time(tmp_path):
+    folder = write_comparison(tmp_path / "mine")
+    pages = []
+    for name in ("first", "second"):
+        write_report([folder], tmp_path / name)
+        pages.append((tmp_path / name / "report.html").read_text())
+    assert pages[0] == pages[1]
+
+
+def test_names_are_escaped(tmp_path):
+    rows = {"grpo": ROWS["grpo"], "<b>&": ROWS["pods"]}
+    folder = write_comparison(tmp_path / "mine", rows)
+    write_report([folder], tmp_path / "out")
+    assert "<b>" not in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_mistakes_are_one_line_with_status_two(tmp_path, capsys):
+    assert podsrl(["report", str(tmp_path / "none")]) == 2
+    folder = write_comparison(tmp_path / "mine")
+    assert podsrl(["report", str(folder), "--baseline", "ppo"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 2
+    assert "choose from grpo, pods" in captured.err
+    assert not (folder / "report").exists()
+
+
+def test_unfinished_comparison_is_reported(tmp_path, capsys):
+    folder = write_comparison(tmp_path / "mine", {"grpo": ROWS["grpo"], "pods": {}})
+    write_run(folder / "pods" / "seed-0", [0.2, 0.5], finished=False)
+    assert podsrl(["report", str(folder)]) == 0
+    assert "pods: no run has finished" in capsys.readouterr().out

@@ -1,0 +1,67 @@
+"""The report page in a real browser: it renders, nothing is missing, nothing sticks out."""
+
+from pathlib import Path
+
+import pytest
+from arms import write_comparison
+
+from browser import Browser, open_browser
+from podsrl.experiment.report import write_report
+
+FIGURES = 7
+MEASURE = """(() => {
+  const box = element => { const r = element.getBoundingClientRect(); return [r.width, r.height] };
+  return {
+    overflow: document.documentElement.scrollWidth - innerWidth,
+    figures: [...document.querySelectorAll('figure svg')].map(box),
+    named: [...document.querySelectorAll('figure svg')].every(
+      svg => svg.getAttribute('role') === 'img' && svg.getAttribute('aria-label').length > 20),
+    captions: [...document.querySelectorAll('table')].every(
+      table => table.caption && table.caption.textContent.trim()),
+    background: getComputedStyle(document.body).backgroundColor,
+    text: getComputedStyle(document.body).color,
+    tick: getComputedStyle(document.querySelector('figure svg text')).fill,
+    smallest: Math.min(...[...document.querySelectorAll('figure svg text')].map(
+      text => text.getBoundingClientRect().height)),
+  }
+})()"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with open_browser() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def page_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    write_report([write_comparison(folder / "sums")], folder)
+    return folder / "report.html"
+
+
+def brightness(color: str) -> float:
+    """0 for black, 255 for white, of rgb(r, g, b)."""
+    parts = color[color.index("(") + 1 : color.index(")")].split(",")
+    return sum(float(part) for part in parts[:3]) / 3
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_page(browser: Browser, page_path: Path, tmp_path: Path, width: int, scheme: str):
+    page = browser.open(page_path, width=width, scheme=scheme)
+    assert page.errors == []
+    found = page.evaluate(MEASURE)
+    assert found["overflow"] <= 0
+    assert len(found["figures"]) == FIGURES
+    for drawn_width, drawn_height in found["figures"]:
+        assert drawn_width > 250
+        assert drawn_height > 150
+    assert found["named"]
+    assert found["captions"]
+    assert found["smallest"] >= 8  # pixels: text in figures stays readable on a phone
+    dark = scheme == "dark"
+    assert (brightness(found["background"]) < 60) == dark
+    for ink in (found["text"], found["tick"]):
+        assert abs(brightness(ink) - brightness(found["background"])) > 80
+    assert page.screenshot(tmp_path / "page.png").stat().st_size > 20_000
