@@ -9,6 +9,7 @@ import torch
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
+from podsrl.rollout.monitor import Monitor
 from podsrl.rollout.sample import sample
 from podsrl.rollout.settings import can_sample, settings_from
 
@@ -23,6 +24,7 @@ class FastSampling(GRPOTrainer):
     """
 
     _sampling_fallback: str | None = None
+    _monitor: Monitor | None = None
 
     def _generate_single_turn(  # type: ignore[no-untyped-def]
         self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False
@@ -72,6 +74,7 @@ class FastSampling(GRPOTrainer):
                 num_shared,
                 settings=settings_from(model, self.generation_config),
                 autocast_dtype=self._autocast_dtype(),
+                monitor=self._monitor,
             )
         return rollouts.completion_ids
 

@@ -6,8 +6,6 @@ Shape letters: P prompts, N rollouts per prompt, B rows decoded together, T new 
 positions, V vocabulary.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +21,8 @@ from podsrl.rollout.memory import (
     plan_chunks,
     rows_within,
 )
+from podsrl.rollout.modes import autocast, evaluation
+from podsrl.rollout.monitor import Monitor, Watch, length_until_end
 from podsrl.rollout.settings import SamplingSettings
 
 # Looking whether rows have ended makes the host wait for a CUDA device; a CPU knows anyway.
@@ -72,6 +72,7 @@ def sample(
     max_rows: int | None = None,
     autocast_dtype: torch.dtype | None = None,
     return_log_probs: bool = False,
+    monitor: Monitor | None = None,
 ) -> SampledRollouts:
     """`num_rollouts` rollouts of each prompt, distributed as `model.generate` would sample them.
 
@@ -81,6 +82,8 @@ def sample(
     for any `max_rows`. max_rows: most rollouts decoded at once; default: what fits into half of
     the free memory. autocast_dtype: run under autocast in this dtype, weights that require a
     gradient being cast once per call instead of once per step; default: no autocast of ours.
+    monitor: hears of each rollout that ends and may stop others, which then have the tokens drawn
+    so far, at least one; the draws of the others do not depend on it.
     The repetition penalty concerns the prompt's and the rollout's own tokens; `generate` also
     penalises the padding token in prompts that it pads.
 
@@ -94,10 +97,11 @@ def sample(
     if max_rows is None:
         max_rows = _rows_in_free_memory(model, max(map(len, prompt_ids)), settings)
     rows: list[tuple[list[int], list[float]]] = []
-    with _evaluation(model), torch.no_grad(), _autocast(model.device, autocast_dtype):
+    with evaluation(model), torch.no_grad(), autocast(model.device, autocast_dtype):
         for prompts_range, counts in plan_chunks(len(prompt_ids), num_rollouts, max_rows):
             chosen = [prompt_ids[i] for i in prompts_range]
-            rows += _sample_prompts(model, chosen, counts, settings, generator)
+            watch = Watch(monitor, prompts_range.start * num_rollouts, num_rollouts)
+            rows += _sample_prompts(model, chosen, counts, settings, generator, watch=watch)
     return SampledRollouts(
         [tokens for tokens, _ in rows], [each for _, each in rows] if return_log_probs else None
     )
@@ -111,34 +115,14 @@ def _rows_in_free_memory(
     return rows_within(int(SHARE_OF_FREE_MEMORY * free_bytes(model.device)), row_bytes)
 
 
-@contextmanager
-def _evaluation(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode, which also turns checkpointing off, then each module's own mode again."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextmanager
-def _autocast(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
-    """One autocast region around all steps, so that it keeps the weights it has cast."""
-    if dtype is None:
-        yield
-    else:
-        with torch.autocast(device.type, dtype=dtype):
-            yield
-
-
 def _sample_prompts(
     model: PreTrainedModel,
     prompt_ids: list[list[int]],
     counts: list[int],
     settings: SamplingSettings,
     generator: torch.Generator | None,
+    *,
+    watch: Watch,
 ) -> list[tuple[list[int], list[float]]]:
     """Tokens and log-probs of sum(counts) rollouts of each prompt, prompt by prompt."""
     prompts = _read(model, prompt_ids, settings)
@@ -146,8 +130,11 @@ def _sample_prompts(
     for count in counts:
         source_B = torch.arange(len(prompt_ids), device=model.device).repeat_interleave(count)
         uniform_BT = _uniform(source_B, settings, generator)
-        tokens_BT, log_probs_BT = _decode(model, prompts, source_B, uniform_BT, settings)
-        rows = _unpad(tokens_BT, log_probs_BT, settings)
+        watch.begin(count, len(by_prompt[0]), settings.eos_token_ids)
+        tokens_BT, log_probs_BT = _decode(
+            model, prompts, source_B, uniform_BT, settings, watch=watch
+        )
+        rows = _unpad(tokens_BT, log_probs_BT, settings, watch.length_of_stopped)
         for i, rollouts in enumerate(by_prompt):
             rollouts += rows[i * count : (i + 1) * count]
     return [row for rollouts in by_prompt for row in rollouts]
@@ -195,6 +182,8 @@ def _decode(
     source_B: Tensor,
     uniform_BT: Tensor,
     settings: SamplingSettings,
+    *,
+    watch: Watch,
 ) -> tuple[Tensor, Tensor]:
     """Tokens and log-probs (B, T) of one rollout per entry of source_B, padded after the end."""
     tokens_BT = torch.full_like(uniform_BT, settings.pad_token_id, dtype=torch.long)
@@ -215,11 +204,13 @@ def _decode(
         rows.ended_B = rows.ended_B | torch.isin(token_B, eos_E)
         if step + 1 == settings.max_new_tokens:
             break
-        if (step + 1) % steps_between_checks == 0:
+        if (step + 1) % steps_between_checks == 0 or (watch.is_on and step == 0):
+            rows.ended_B = watch.after_step(step, tokens_BT, rows.number_B, rows.ended_B)
             token_B = _retire(rows, token_B)
             if token_B.shape[0] == 0:
                 break
         logits_BV = _step(model, rows, token_B)
+    watch.report(rows.number_B, tokens_BT)
     return tokens_BT, log_probs_BT
 
 
@@ -287,12 +278,16 @@ def _step(model: PreTrainedModel, rows: _Rows, token_B: Tensor) -> Tensor:
 
 
 def _unpad(
-    tokens_BT: Tensor, log_probs_BT: Tensor, settings: SamplingSettings
+    tokens_BT: Tensor,
+    log_probs_BT: Tensor,
+    settings: SamplingSettings,
+    length_of_stopped: dict[int, int],
 ) -> list[tuple[list[int], list[float]]]:
-    """Each row's tokens and log-probs up to and with its first end token."""
+    """Each row's tokens and log-probs up to its first end token or to where it was stopped."""
     eos = set(settings.eos_token_ids)
     rows = []
-    for tokens, log_probs in zip(tokens_BT.tolist(), log_probs_BT.tolist(), strict=True):
-        length = next((i + 1 for i, token in enumerate(tokens) if token in eos), len(tokens))
+    pairs = zip(tokens_BT.tolist(), log_probs_BT.tolist(), strict=True)
+    for number, (tokens, log_probs) in enumerate(pairs):
+        length = length_of_stopped.get(number) or length_until_end(tokens, eos)
         rows.append((tokens[:length], log_probs[:length]))
     return rows

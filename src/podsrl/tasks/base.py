@@ -5,6 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
+from podsrl.core.combine import combine
 from podsrl.rewards.answers import has_format, last_number, tagged_answer
 from podsrl.rewards.functions import (
     RewardFunction,
@@ -44,6 +47,8 @@ class Task:
     """Reward functions in TRL's signature, by name."""
     reward_weights: Mapping[str, float]
     """Default weight of each reward: on one GPU, those of the paper."""
+    reward_bounds: Mapping[str, tuple[float, float]]
+    """Lowest and highest value of each reward; a reward without an entry is not bounded."""
     has_format: bool
     """Whether answers are asked for in think and answer tags."""
     max_new_tokens: int
@@ -63,6 +68,24 @@ class Task:
             raise ValueError(f"limit is {limit}: at least 1 problem is needed")
         return list(self.load_split(split)[:limit])
 
+    def bounds(self, weights: Sequence[float] | None = None) -> tuple[float, float] | None:
+        """Return the lowest and highest weighted sum of rewards, None when one is not bounded.
+
+        `weights`: in the order of `reward_funcs`; default: `reward_weights`. The sums are those of
+        the single-precision weights that TRL uses, rounded to single precision once.
+
+        Example: bounds (0, 1) three times with weights 1, 0.1 and 0.1 give (0, 1.2).
+        """
+        names = list(self.reward_funcs)
+        if any(name not in self.reward_bounds for name in names):
+            return None
+        weights = weights or [self.reward_weights[name] for name in names]
+        weights_F = torch.tensor(weights, dtype=torch.float32).double()
+        ends_F2 = torch.tensor([self.reward_bounds[name] for name in names], dtype=torch.float64)
+        low_F, high_F = torch.where(weights_F[:, None] < 0, ends_F2.flip(1), ends_F2).unbind(1)
+        low, high = combine(torch.stack([low_F, high_F])[None], weights_F)[0].float().tolist()
+        return low, high
+
     def is_correct(self, completion_text: str, row: Row) -> bool | None:
         """Return whether the completion answers the row's question, None if grading failed."""
         score = self.score([completion_text], [row])[0]
@@ -80,11 +103,13 @@ def make_task(
     answer_format: str,
     max_new_tokens: int,
     score: Score | None = None,
+    score_bounds: tuple[float, float] | None = (0.0, 1.0),
 ) -> Task:
     """Return a task whose answers stand in tags ("tags") or are the last number ("number").
 
     With tags the rewards are correctness, format and tag count, weighted 1, 0.1 and 0.1; without,
-    correctness alone. `score` takes the place of comparing answers.
+    correctness alone. `score` takes the place of comparing answers;
+    `score_bounds` are its lowest and highest value, None when there are none.
 
     Raises: ValueError for another format.
     """
@@ -99,6 +124,9 @@ def make_task(
         functions = unless_failed(rewards["correctness"], format_reward, tag_count_reward)
         rewards = dict(zip(("correctness", "format", "tag_count"), functions, strict=True))
         weights |= {"format": 0.1, "tag_count": 0.1}
+    bounds = {"format": (0.0, 1.0), "tag_count": (0.0, 1.0)} if tags else {}
+    if score_bounds is not None:
+        bounds["correctness"] = score_bounds
     return Task(
         name=name,
         load_split=functools.cache(load_split),
@@ -106,6 +134,7 @@ def make_task(
         score=score,
         reward_funcs=rewards,
         reward_weights=weights,
+        reward_bounds=bounds,
         has_format=tags,
         max_new_tokens=max_new_tokens,
     )
