@@ -1,26 +1,27 @@
 """PODSConfig: GRPOConfig with the fields of PODS."""
 
 from dataclasses import dataclass, field
+from math import inf
 
-from trl import GRPOConfig
-
+from podsrl.advantage_config import AGGREGATION, AdvantageConfig
+from podsrl.core.budget import FLOORS
 from podsrl.core.select import RULES
+from podsrl.schedule import smallest_unit
+from podsrl.selection import BUDGETS
 
-ADVANTAGE_SOURCES = ("kept", "all")
-AGGREGATION = "sum_then_normalize"
 DEFAULT_ROLLOUTS_PER_KEPT = 4
 
 
 @dataclass
-class PODSConfig(GRPOConfig):
+class PODSConfig(AdvantageConfig):
     """GRPOConfig in which n rollouts are sampled per prompt and m = `num_generations` are trained.
 
     Every batch size keeps its GRPO meaning, counted in kept rollouts: a step with
     `per_device_train_batch_size=8, gradient_accumulation_steps=2, num_generations=4` trains on 16
     rollouts of 4 prompts per device, whatever n is.
 
-    Raises `ValueError` for n < m, an unknown rule or advantage source, and for batch sizes that
-    cannot hold whole rollouts (several processes only).
+    Raises `ValueError` for n < m, an unknown rule, advantage source or budget, for batch sizes that
+    cannot hold whole rollouts, and for options that exclude each other.
 
     Example: `PODSConfig(num_generations=16, num_rollouts=64)` is the paper's main setting.
     """
@@ -36,11 +37,34 @@ class PODSConfig(GRPOConfig):
         default="max_variance",
         metadata={"help": f"Rule that chooses the kept rollouts: {', '.join(RULES)}."},
     )
-    advantage_from: str = field(
-        default="kept",
+
+    budget: str = field(
+        default="per_prompt",
         metadata={
-            "help": "Rewards whose mean and standard deviation normalise the advantages: 'kept' "
-            "(the m kept rollouts, the paper's choice) or 'all' (the n sampled ones)."
+            "help": "How a step's kept rollouts are shared by its prompts: 'per_prompt' (m each) or "
+            "'pooled' (as many in all, more where rewards differ more). See docs/budget.md."
+        },
+    )
+    budget_floor: int = field(
+        default=0,
+        metadata={"help": "budget='pooled': the least a prompt keeps, 0 or 2."},
+    )
+    budget_cap: int | None = field(
+        default=None,
+        metadata={"help": "budget='pooled': the most a prompt keeps. Default: all its n rollouts."},
+    )
+    num_generations_start: int | None = field(
+        default=None,
+        metadata={
+            "help": "Rollouts kept per prompt at the start of training, growing in equal shares of "
+            "the steps to num_generations. Default: num_generations throughout."
+        },
+    )
+    refill_constant_groups: int = field(
+        default=0,
+        metadata={
+            "help": "Extra sampling rounds per generation batch, at most, in which prompts whose n "
+            "rewards are all equal are replaced by other prompts of the training set."
         },
     )
 
@@ -59,6 +83,21 @@ class PODSConfig(GRPOConfig):
         },
     )
 
+    early_stop: bool = field(
+        default=False,
+        metadata={
+            "help": "Stop sampling a group once no unfinished rollout could raise the variance of "
+            "the kept rewards. It prefers rollouts that finish early: see docs/early_stop.md."
+        },
+    )
+    reward_bounds: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Lowest and highest weighted sum of rewards, for early_stop. Default: those of "
+            "the task."
+        },
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.num_rollouts is None:
@@ -68,6 +107,10 @@ class PODSConfig(GRPOConfig):
         self.fast_sampling = samples_more if self.fast_sampling is None else self.fast_sampling
         self.packed_update = samples_more if self.packed_update is None else self.packed_update
         self._check_rows_per_process()
+        self._check_budget()
+        self._check_schedule()
+        if self.early_stop:
+            self._check_early_stop()
 
     def _check_selection(self) -> None:
         n, m = int(self.num_rollouts or 0), self.num_generations
@@ -79,17 +122,6 @@ class PODSConfig(GRPOConfig):
         if self.selection_rule not in RULES:
             raise ValueError(
                 f"selection_rule is {self.selection_rule!r}; choose one of {', '.join(RULES)}."
-            )
-        if self.advantage_from not in ADVANTAGE_SOURCES:
-            raise ValueError(
-                f"advantage_from is {self.advantage_from!r}; choose 'kept' (mean and standard "
-                "deviation of the kept rollouts) or 'all' (of all sampled ones)."
-            )
-        if self.advantage_from == "all" and self.multi_objective_aggregation != AGGREGATION:
-            raise ValueError(
-                "advantage_from='all' needs multi_objective_aggregation="
-                f"{AGGREGATION!r}, but it is {self.multi_objective_aggregation!r}: set one of the "
-                "two to its default."
             )
 
     def _check_rows_per_process(self) -> None:
@@ -103,4 +135,73 @@ class PODSConfig(GRPOConfig):
                 f"rollouts per process would come from {rows} x {n} / {m} sampled ones, which is "
                 "no whole number. Make num_rollouts a multiple of num_generations (for example "
                 f"{m * (n // m + 1)}), or the {rows} rows a multiple of {m}."
+            )
+
+    def _check_early_stop(self) -> None:
+        """What stopping relies on; reward functions and bounds are checked by the trainer."""
+        rows = self.per_device_train_batch_size * self.steps_per_generation
+        needs = {
+            "selection_rule='max_variance'": self.selection_rule == "max_variance",
+            "num_rollouts above num_generations": self.num_rollouts > self.num_generations,
+            "fast_sampling=True": self.fast_sampling,
+            "use_vllm=False": not self.use_vllm,
+            "use_transformers_continuous_batching=False": (
+                not self.use_transformers_continuous_batching
+            ),
+            f"multi_objective_aggregation={AGGREGATION!r}": (
+                self.multi_objective_aggregation == AGGREGATION
+            ),
+            "advantage_from='kept', as stopped rollouts have no reward": (
+                self.advantage_from == "kept"
+            ),
+            "budget='per_prompt'": self.budget == "per_prompt",
+            "num_generations_start=None": self.num_generations_start is None,
+            "refill_constant_groups=0": self.refill_constant_groups == 0,
+            "whole groups in each process: per_device_train_batch_size x steps_per_generation "
+            f"= {rows} must be a multiple of num_generations": rows % self.num_generations == 0,
+        }
+        for need, is_met in needs.items():
+            if not is_met:
+                raise ValueError(f"early_stop=True needs {need}: change it, or leave early_stop.")
+        bounds = self.reward_bounds
+        if bounds is not None and not (len(bounds) == 2 and -inf < bounds[0] < bounds[1] < inf):
+            raise ValueError(
+                f"reward_bounds is {bounds}: give the lowest and the highest weighted sum of "
+                "rewards, two different finite numbers in this order."
+            )
+
+    def _check_budget(self) -> None:
+        n, m = int(self.num_rollouts or 0), self.num_generations
+        if self.budget not in BUDGETS:
+            raise ValueError(f"budget is {self.budget!r}; choose one of {', '.join(BUDGETS)}.")
+        if self.budget_floor not in FLOORS:
+            raise ValueError(f"budget_floor is {self.budget_floor}; choose 0 or 2.")
+        if self.budget_cap is not None and not m <= self.budget_cap <= n:
+            raise ValueError(
+                f"budget_cap is {self.budget_cap}, but must lie between num_generations = {m}, "
+                f"which is the mean over prompts, and num_rollouts = {n}."
+            )
+        if self.budget == "pooled" and self.multi_objective_aggregation != AGGREGATION:
+            raise ValueError(
+                f"budget='pooled' needs multi_objective_aggregation={AGGREGATION!r}, because TRL's "
+                "other one reads groups of equal size. Set one of the two to its default."
+            )
+        if self.refill_constant_groups < 0:
+            raise ValueError(
+                f"refill_constant_groups is {self.refill_constant_groups}; give the largest number "
+                "of extra sampling rounds, 0 for none."
+            )
+
+    def _check_schedule(self) -> None:
+        """A micro-batch has batch_size x kept / m rows, which must be whole at every stage."""
+        start, m = self.num_generations_start, self.num_generations
+        if start is None:
+            return
+        unit = smallest_unit(m, self.per_device_train_batch_size)
+        if not 2 <= start <= m or start % unit:
+            raise ValueError(
+                f"num_generations_start is {start}, but must lie between 2 and num_generations = "
+                f"{m} and be a multiple of {unit}, so that micro-batches of "
+                f"per_device_train_batch_size = {self.per_device_train_batch_size} shrink to whole "
+                f"rows. A per_device_train_batch_size that is a multiple of {m} allows any."
             )

@@ -23,11 +23,13 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 from podsrl.config import PODSConfig
-from podsrl.core.advantage import advantages
-from podsrl.core.combine import combine
-from podsrl.core.select import select
-from podsrl.rollout.hook import FastSampling
-from podsrl.selection import Selection
+from podsrl.core.advantage import advantages, masked_advantages
+from podsrl.experiment.rollout_log import RolloutLog, batch_records
+from podsrl.refill import Rollouts
+from podsrl.refill_hook import Refilling
+from podsrl.rollout.early_stop_hook import EarlyStopping, refuse_early_stop
+from podsrl.schedule import num_kept
+from podsrl.selection import Selection, choose
 from podsrl.step_clock import StepClock
 from podsrl.timing import PhaseClock, peak_memory_gib
 from podsrl.update.hook import PackedUpdate
@@ -47,7 +49,7 @@ CITATION = f"""@article{{xu2025pods,
 }}"""
 
 
-class PODSTrainer(FastSampling, PackedUpdate, GRPOTrainer):
+class PODSTrainer(EarlyStopping, Refilling, PackedUpdate, GRPOTrainer):
     """GRPOTrainer that samples n rollouts per prompt and updates on the m that a rule keeps.
 
     Takes exactly GRPOTrainer's arguments, with a `PODSConfig` as `args`. Reward functions run once,
@@ -71,6 +73,7 @@ class PODSTrainer(FastSampling, PackedUpdate, GRPOTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         bound = inspect.signature(GRPOTrainer.__init__).bind(self, *args, **kwargs)
         _refuse_unsupported(bound.arguments)
+        refuse_early_stop(bound.arguments)
         if bound.arguments.get("args") is None:
             bound.arguments["args"] = PODSConfig(_default_output_dir(bound.arguments["model"]))
         super().__init__(*bound.args[1:], **bound.kwargs)
@@ -79,37 +82,53 @@ class PODSTrainer(FastSampling, PackedUpdate, GRPOTrainer):
                 "PODSTrainer does not support models with images yet: pass a tokenizer as "
                 "processing_class, or use GRPOTrainer."
             )
+        self._check_can_stop_early()
+        self._check_can_refill()
         self.clock = PhaseClock(self.accelerator.device)
         self._inputs: list[dict[str, Any]] | None = None
         self._selection: Selection | None = None
+        self._sampled: tuple[Any, ...] = ()  # rows and rollouts of the batch, for the log
+        self.rollout_log: RolloutLog | None = None
         self.add_callback(StepClock(self))
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         if not self.model.training:
             return super()._generate_and_score_completions(inputs)
         self._inputs = inputs
+        self.num_generations = num_kept(self.args, self.state)
         try:
             output = super()._generate_and_score_completions(inputs)
-            if self.args.advantage_from == "all":
-                self._use_advantages_from_all(output)
+            if self.args.own_advantages() or self.args.budget == "pooled":
+                self._use_advantages(output)
             self._record_metrics()
+            if self.rollout_log is not None and self.accelerator.is_main_process:
+                self._log_rollouts(self.rollout_log, output["advantages"])
         finally:
-            self._inputs = self._selection = None
+            self.num_generations = self.args.num_generations
+            self._inputs = self._selection = self._refill = None
+            self._sampled = ()
         return output
 
     def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
         if self._inputs is None:
             return super()._generate(prompts)
-        inputs, prompts = self._per_rollout(self._inputs), self._per_rollout(prompts)
-        with self.clock.phase("sampling"):
-            generated = self._sample(prompts)
-        with self.clock.phase("rewards"):
-            rewards_per_func = super()._calculate_rewards(
-                inputs, prompts, generated[3], generated[1]
-            )
+        rollouts = self._refilled(self._sample_and_score(self._per_rollout(self._inputs)))
+        inputs, generated = rollouts.inputs, rollouts.generated
         with self.clock.phase("selection"):
-            self._selection = self._select(rewards_per_func)
+            self._selection = self._select(rollouts.rewards_per_func)
+            self._sampled = inputs, generated[3], generated[1]
+            # TRL logs this list and takes its length for the rows of this process.
+            prompts[:] = self._kept_of_this_process([row["prompt"] for row in inputs])
             return self._keep(generated)
+
+    def _sample_and_score(self, inputs: list[dict[str, Any]]) -> Rollouts:
+        prompts = [row["prompt"] for row in inputs]
+        with self._stopping_early(inputs, prompts):
+            with self.clock.phase("sampling"):
+                generated = self._sample(prompts)
+            with self.clock.phase("rewards"):
+                rewards_per_func = self._rewards_of_sampled(inputs, prompts, generated)
+        return Rollouts(inputs, generated, dict(self._pending_extra_logs), rewards_per_func)
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):  # type: ignore[no-untyped-def]
         if self._selection is None:
@@ -131,25 +150,26 @@ class PODSTrainer(FastSampling, PackedUpdate, GRPOTrainer):
 
     def _sample(self, prompts: list[Any]) -> tuple[Any, ...]:
         """TRL's own sampling of one rollout per row, told that a group has n rows."""
-        self.num_generations = self.args.num_rollouts
+        num_kept, self.num_generations = self.num_generations, self.args.num_rollouts
         try:
             return super()._generate(prompts)
         finally:
-            self.num_generations = self.args.num_generations
+            self.num_generations = num_kept
 
     def _select(self, rewards_per_func: Tensor) -> Selection:
         """Choose from the rewards of all processes; every process computes the same choice."""
         rewards_per_func_PNF = rewards_per_func.unflatten(0, (-1, self.args.num_rollouts))
-        rewards_PN = combine(
-            rewards_per_func_PNF, self.reward_weights, aggregation=self.multi_objective_aggregation
-        )
-        kept_PM = select(
+        rewards_PN = self._combined(rewards_per_func_PNF)
+        kept_PN = choose(
             rewards_PN,
-            self.args.num_generations,
+            self.num_generations,
             rule=self.args.selection_rule,
+            budget=self.args.budget,
+            floor=self.args.budget_floor,
+            cap=self.args.budget_cap,
             seed=self._selection_seed(),
         )
-        return Selection(rewards_per_func_PNF, rewards_PN, kept_PM)
+        return Selection(rewards_per_func_PNF, rewards_PN, kept_PN, self._first_rewards())
 
     def _selection_seed(self) -> int:
         """One seed per generation batch, the same on all processes and after a resume."""
@@ -159,48 +179,51 @@ class PODSTrainer(FastSampling, PackedUpdate, GRPOTrainer):
 
     def _keep(self, generated: tuple[Any, ...]) -> tuple[Any, ...]:
         """This process's kept rollouts out of what all processes sampled."""
-        rows = self._rows_of_this_process(len(generated[0]))
-        straddle = self._groups_straddle(len(rows))
-
-        def keep(values: list[Any] | None) -> list[Any] | None:
-            if values is None:
-                return None
-            if straddle:
-                values = gather_object(values)
-            return [values[row] for row in rows]
-
+        keep = self._kept_of_this_process
         for column in sorted(set(gather_object(list(self._pending_extra_logs)))):
             values = self._pending_extra_logs.get(column, [None] * len(generated[0]))
             self._pending_extra_logs[column] = keep(values)
         prompt_ids, completion_ids, _, completions, log_probs, _, _, _ = generated
-        kept = [keep(v) for v in (prompt_ids, completion_ids, None, completions, log_probs)]
-        return (*kept, {}, None, [])
+        log_probs = None if log_probs is None else keep(log_probs)
+        return keep(prompt_ids), keep(completion_ids), None, keep(completions), log_probs, {}, None, []
+
+    def _kept_of_this_process(self, values: list[Any]) -> list[Any]:
+        """Of one value per rollout that this process sampled, those of the rows it trains on."""
+        rows = self._rows_of_this_process(len(values))
+        if self._groups_straddle(len(rows)):
+            values = gather_object(values)
+        return [values[row] for row in rows]
 
     def _groups_straddle(self, num_rows: int) -> bool:
-        return num_rows % self.args.num_generations != 0
+        several = self.accelerator.num_processes > 1
+        return num_rows % self.num_generations != 0 or (several and self.args.budget == "pooled")
 
     def _rows_of_this_process(self, num_sampled: int) -> list[int]:
         """Kept rows of this process in its own rollouts, or in everybody's if groups straddle."""
         assert self._selection is not None
-        num_rows = num_sampled * self.args.num_generations // self.args.num_rollouts
+        num_rows = num_sampled * self.num_generations // self.args.num_rollouts
         first = self.accelerator.process_index * num_rows
         rows = self._selection.kept_rows()[first : first + num_rows].tolist()
         if self._groups_straddle(num_rows):
             return rows
         return [row - self.accelerator.process_index * num_sampled for row in rows]
 
-    def _use_advantages_from_all(self, output: dict[str, Any]) -> None:
+    def _use_advantages(self, output: dict[str, Any]) -> None:
+        """Put the advantages that the settings ask for in the place of TRL's."""
         assert self._selection is not None
-        all_advantages = advantages(
-            self._selection.rewards_PN,
-            self._selection.kept_PM,
-            source="all",
-            scale=self.scale_rewards,
-        ).flatten()
+        selection, options = self._selection, self.args.advantage_options()
+        if self.args.budget == "pooled":
+            advantages_PN = masked_advantages(selection.rewards_PN, selection.kept_PN, **options)
+            all_advantages = advantages_PN[selection.kept_PN]
+        else:
+            all_advantages = advantages(selection.rewards_PN, selection.kept_PM, **options).flatten()
         num_rows = output["advantages"].shape[0]
         first = self.accelerator.process_index * num_rows
         output["advantages"] = all_advantages[first : first + num_rows].to(output["advantages"])
-        self._logs["advantages"].extend(all_advantages.tolist())
+        logged = self._logs["advantages"]
+        for _ in range(min(len(logged), len(all_advantages))):
+            logged.pop()
+        logged.extend(all_advantages.tolist())
 
     def _record_metrics(self) -> None:
         """TRL's reward metrics over all n instead of the kept m, and `pods/` for the kept ones."""
@@ -208,12 +231,30 @@ class PODSTrainer(FastSampling, PackedUpdate, GRPOTrainer):
         metrics = self._metrics["train"]
         over_all = self._selection.reward_metrics(self.reward_weights, self.reward_func_names)
         values = over_all | self._selection.kept_metrics()
+        values |= self._refill_metrics()
+        if self.args.early_stop:
+            values |= self._early_stop_metrics(self._selection.rewards_PN, self._selection.kept_PM)
         numbers = torch.stack(list(values.values())).tolist()
         for name, number in zip(values, numbers, strict=True):
             if name in over_all:
                 metrics[name][-1] = number
             else:
                 metrics[name].append(number)
+
+    def _log_rollouts(self, log: RolloutLog, advantages_B: Tensor) -> None:
+        """Write what the main process sampled in this batch; other processes log nothing."""
+        assert self._selection is not None
+        inputs, completions, completion_ids = self._sampled
+        rows = self._rows_of_this_process(len(completions))
+        records = batch_records(
+            self._selection,
+            inputs[:: self.args.num_rollouts],
+            completions,
+            [len(ids) for ids in completion_ids],
+            advantages=dict(zip(rows, advantages_B.tolist(), strict=True)),
+            rule=self.args.selection_rule,
+        )
+        log.write(self.state.global_step + 1, records)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.model.training:

@@ -6,7 +6,12 @@ Shape letters: P prompts, N sampled rollouts, M kept rollouts.
 import torch
 from torch import Tensor
 
-from podsrl.core.select import RULES
+from podsrl.core.budget import select_counts
+from podsrl.core.mask import as_mask
+
+# Rewards that differ from their mean by less than this share of the largest reward equal it; the
+# rounding error of a mean lies below.
+_EQUAL = 2.0**-40
 
 
 def group_variance(rewards_PN: Tensor) -> Tensor:
@@ -14,9 +19,15 @@ def group_variance(rewards_PN: Tensor) -> Tensor:
 
     0 for a constant group, NaN for a group without any reward. (0, 0, 1, 1) gives 0.25.
     """
-    rewards_PN = rewards_PN.double()
-    centred_PN = rewards_PN - rewards_PN.nanmean(dim=1, keepdim=True)
-    return (centred_PN**2).nanmean(dim=1)
+    return _deviations(rewards_PN).square().nanmean(dim=1)
+
+
+def sum_squares(rewards_PN: Tensor) -> Tensor:
+    """Sum of squared deviations from the group's mean in float64, (P,); NaN rewards are left out.
+
+    0 for a constant group and for one without any reward. (0, 0, 1, 1) gives 1.
+    """
+    return _deviations(rewards_PN).square().nansum(dim=1)
 
 
 def is_constant(rewards_PN: Tensor) -> Tensor:
@@ -26,29 +37,48 @@ def is_constant(rewards_PN: Tensor) -> Tensor:
     return high_P <= low_P
 
 
-def selection_statistics(rewards_PN: Tensor, kept_PM: Tensor) -> dict[str, Tensor]:
+def selection_statistics(rewards_PN: Tensor, kept: Tensor) -> dict[str, Tensor]:
     """Scalar tensors that describe the kept rollouts, keyed as the metrics under `pods/`.
 
-    - `kept_reward_mean`: mean of the kept rewards
-    - `kept_reward_variance`: population variance within each kept group, mean over groups
-    - `frac_best_variance`: kept variance over the largest that any m rollouts of the group have,
-      mean over the groups where that is above 0 (NaN when there is none); 1 for max_variance
-    - `frac_kept_zero_variance`: share of groups whose kept rewards are all equal: no gradient
-    - `frac_no_reward`: share of the sampled rollouts whose reward is NaN
+    Args:
+        rewards_PN: (P, N), NaN where no reward could be computed.
+        kept: (P, M) positions, or a (P, N) mask where the groups keep different numbers. Groups
+            that keep nothing count in none of the means over groups.
+
+    Returns:
+        - `kept_reward_mean`: mean of the kept rewards
+        - `kept_reward_variance`: population variance within each kept group, mean over groups
+        - `kept_sum_squares`: sum of squared deviations from the group's kept mean, over all groups
+        - `frac_best_variance`: kept variance over the largest that as many rollouts of the group
+          have, mean over the groups where that is above 0 (NaN when there is none); 1 for
+          max_variance
+        - `frac_kept_zero_variance`: share of groups whose kept rewards are all equal: no gradient
+        - `frac_kept_zero_advantage`: share of the kept rollouts that have no reward or exactly the
+          mean of their group's kept ones, as in a group of equal rewards: no gradient
+        - `frac_no_reward`: share of the sampled rollouts whose reward is NaN
+        - `min_kept_per_prompt`, `max_kept_per_prompt`: over the groups, also those that keep none
 
     Example: rewards (0, 0, 0, 1), kept (0, 1): variance 0 of at best 0.25, so the share is 0.
     """
-    kept_rewards_PM = rewards_PN.gather(1, kept_PM)
-    variance_P = group_variance(kept_rewards_PM)
-    best_PM = RULES["max_variance"](rewards_PN, kept_PM.shape[1])
-    best_P = group_variance(rewards_PN.gather(1, best_PM))
+    kept_PN = as_mask(kept, rewards_PN.shape[1])
+    counts_P = kept_PN.sum(1)
+    kept_rewards_PN = rewards_PN.double().masked_fill(~kept_PN, torch.nan)
+    best_PN = select_counts(rewards_PN, counts_P)
+    best_P = group_variance(rewards_PN.double().masked_fill(~best_PN, torch.nan))
+    variance_P = group_variance(kept_rewards_PN)
     share_P = (variance_P / best_P).masked_fill(best_P == 0, torch.nan)
+    has_kept_P = counts_P > 0
+    num_constant = (is_constant(kept_rewards_PN) & has_kept_P).sum()
     return {
-        "kept_reward_mean": kept_rewards_PM.double().nanmean(),
+        "kept_reward_mean": kept_rewards_PN.nanmean(),
         "kept_reward_variance": variance_P.nanmean(),
+        "kept_sum_squares": sum_squares(kept_rewards_PN).sum(),
         "frac_best_variance": share_P.nanmean(),
-        "frac_kept_zero_variance": is_constant(kept_rewards_PM).double().mean(),
+        "frac_kept_zero_variance": num_constant.double() / has_kept_P.sum(),
+        "frac_kept_zero_advantage": _num_at_mean(kept_rewards_PN, kept_PN) / counts_P.sum(),
         "frac_no_reward": rewards_PN.isnan().double().mean(),
+        "min_kept_per_prompt": counts_P.amin().double(),
+        "max_kept_per_prompt": counts_P.amax().double(),
     }
 
 
@@ -66,3 +96,15 @@ def reward_statistics(rewards_PN: Tensor) -> dict[str, Tensor]:
         "reward_std": ((centred**2).nansum() / degrees).sqrt(),
         "frac_reward_zero_std": is_constant(rewards_PN).double().mean(),
     }
+
+
+def _deviations(rewards_PN: Tensor) -> Tensor:
+    rewards_PN = rewards_PN.double()
+    return rewards_PN - rewards_PN.nanmean(dim=1, keepdim=True)
+
+
+def _num_at_mean(kept_rewards_PN: Tensor, kept_PN: Tensor) -> Tensor:
+    """How many kept rollouts have their group's mean reward or none; NaN marks the dropped."""
+    largest_P1 = kept_rewards_PN.abs().nan_to_num(nan=0.0).amax(dim=1, keepdim=True)
+    differs_PN = _deviations(kept_rewards_PN).abs() > _EQUAL * largest_P1
+    return (kept_PN & ~differs_PN).sum().double()
