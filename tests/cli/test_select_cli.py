@@ -6,8 +6,8 @@ import json
 import pytest
 
 from podsrl.cli import main as podsrl
-from podsrl.cli.select import main, read_rewards
-from podsrl.core.select import RULES, select
+from podsrl.cli.select import main, read_lengths, read_rewards
+from podsrl.core.select import NEEDS_LENGTHS, RULES, select
 
 ROWS = [[0.0, 0.0, 1.0, 0.5, 1.0], [3.0, 1.0, 2.0, 5.0, 4.0]]
 
@@ -39,7 +39,7 @@ def test_json_holds_what_select_keeps(tmp_path, capsys):
     assert podsrl(["select", str(path), "--keep", "2", "--seed", "5", "--json"]) == 0
     groups = json.loads(capsys.readouterr().out)["groups"]
     assert [(row["group"], row["rule"]) for row in groups] == [
-        (g, r) for g in (0, 1) for r in RULES
+        (g, r) for g in (0, 1) for r in RULES if r not in NEEDS_LENGTHS
     ]
     for row in groups:
         assert row["kept"] == select(ROWS, 2, row["rule"], seed=5)[row["group"]].tolist()
@@ -47,6 +47,25 @@ def test_json_holds_what_select_keeps(tmp_path, capsys):
     # Group 1: {1, 5} has variance 4, {4, 5} has 1/4.
     assert [row["variance"] for row in groups if row["group"] == 1][:2] == [4.0, 0.25]
     assert [row["frac_of_best"] for row in groups if row["group"] == 1][:2] == [1.0, 0.0625]
+
+
+def test_lengths_bring_the_rules_that_need_them(monkeypatch, capsys):
+    text = '{"rewards": [[1, 1, 0], [0, 1, 2]], "lengths": [[30, 10, 5], [4, 8, 40]]}'
+    assert read_lengths(text) == [[30, 10, 5], [4, 8, 40]]
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    assert main(["-", "--keep", "1", "--json"]) == 0
+    groups = json.loads(capsys.readouterr().out)["groups"]
+    kept = {(row["group"], row["rule"]): row["kept"] for row in groups}
+    assert {rule for _, rule in kept} == set(RULES)
+    assert [kept[g, "shortest"] for g in (0, 1)] == [[2], [0]]
+    # Per token 1/30, 1/10, 0 and 0, 1/8, 2/40.
+    assert [kept[g, "reward_per_token"] for g in (0, 1)] == [[1], [1]]
+
+
+def test_a_rule_that_needs_lengths_asks_for_them(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("[0, 1]"))
+    assert main(["-", "--keep", "1", "--rule", "shortest"]) == 2
+    assert "needs the lengths" in capsys.readouterr().err
 
 
 def test_table_from_standard_input(monkeypatch, capsys):
@@ -84,6 +103,9 @@ def test_groups_of_different_length_and_too_few_rewards(monkeypatch, capsys):
         ("", "1", "no rewards found"),
         ("[[]]", "1", "at least 1 rollout"),
         ('{"rewards": 3}', "1", "not a list"),
+        ('{"rewards": [0, 1], "lengths": [3]}', "1", "lengths have shape (1, 1)"),
+        ('{"rewards": [0, 1], "lengths": [3, null]}', "1", "finite and >= 0"),
+        ('{"rewards": [[0, 1], [0, 1]], "lengths": [3, 4]}', "1", "1 groups of lengths for 2"),
     ],
 )
 def test_errors_are_one_line_with_status_two(monkeypatch, capsys, text, keep, message):

@@ -5,10 +5,9 @@ import math
 import pytest
 import torch
 
-from podsrl.core.advantage import ESTIMATORS, SCALES, advantages
+from podsrl.core.advantage import SCALES, SOURCES, advantages
 
 NAN = float("nan")
-SOURCES = sorted(ESTIMATORS)
 
 
 def every(num_rollouts: int, num_prompts: int = 1) -> torch.Tensor:

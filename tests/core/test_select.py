@@ -9,11 +9,13 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from choosing import ask, choose
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from podsrl.core import order
-from podsrl.core.select import RULES, max_reward, max_variance, percentile, random, select
+from podsrl.core.rules import RULES, max_reward, max_variance, percentile, random
+from podsrl.core.select import select
 
 
 def squared_deviations(values):
@@ -137,10 +139,10 @@ def test_lemma_some_lowest_and_some_highest(group, seed):
 def test_kept_rewards_follow_shift_scale_and_permutation(rule, group, shift, exponent, shuffler):
     # Sums and products are exact in float64 for these values, so equality is exact too.
     values, keep = group
-    kept = sorted(values[place] for place in select(values, keep, rule))
+    kept = sorted(values[place] for place in choose(values, keep, rule))
     moved = [(value + shift) * 2.0**exponent for value in values]
     shuffler.shuffle(moved)
-    kept_moved = sorted(moved[place] for place in select(moved, keep, rule))
+    kept_moved = sorted(moved[place] for place in choose(moved, keep, rule))
     assert kept_moved == [(value + shift) * 2.0**exponent for value in kept]
 
 
@@ -182,7 +184,7 @@ def test_nan_is_kept_only_when_too_few_are_scored(rule, num_rollouts):
         rewards[num_failed, failed] = -torch.nan if num_failed % 2 else torch.nan
     for keep in (1, 3, 5, num_rollouts):
         for dtype in (torch.float32, torch.float64, torch.bfloat16):
-            kept = rewards.to(dtype).gather(1, select(rewards.to(dtype), keep, rule))
+            kept = rewards.to(dtype).gather(1, choose(rewards.to(dtype), keep, rule))
             num_scored = num_rollouts - torch.arange(num_rollouts + 1)
             assert (~kept.isnan()).sum(1).tolist() == num_scored.clamp(max=keep).tolist()
 
@@ -190,27 +192,27 @@ def test_nan_is_kept_only_when_too_few_are_scored(rule, num_rollouts):
 @pytest.mark.parametrize("rule", RULES)
 def test_keep_all_keeps_all_in_order(rule):
     rewards = torch.tensor([[2.0, 1.0, torch.nan, 1.0], [0.0, 0.0, 0.0, 0.0]])
-    assert select(rewards, 4, rule).tolist() == [[0, 1, 2, 3]] * 2
+    assert choose(rewards, 4, rule).tolist() == [[0, 1, 2, 3]] * 2
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_shapes_types_and_inputs(rule):
     rows = [[0.1, 0.9, 0.5, 0.3, 0.2], [1.0, 0.0, 0.0, 1.0, 0.5]]
-    expected = select(torch.tensor(rows, dtype=torch.float64), 3, rule)
+    expected = choose(torch.tensor(rows, dtype=torch.float64), 3, rule)
     assert expected.dtype == torch.int64
-    assert torch.equal(select(rows, 3, rule), expected)
-    assert torch.equal(select(np.array(rows), np.int64(3), rule), expected)
-    assert torch.equal(select(torch.tensor(rows).requires_grad_(), 3, rule), expected)
-    assert torch.equal(select(torch.tensor(rows).t().contiguous().t(), 3, rule), expected)
-    assert torch.equal(select(rows[0], 3, rule), expected[0])
-    assert select(torch.empty(0, 5), 3, rule).shape == (0, 3)
+    assert torch.equal(choose(rows, 3, rule), expected)
+    assert torch.equal(choose(np.array(rows), np.int64(3), rule), expected)
+    assert torch.equal(choose(torch.tensor(rows).requires_grad_(), 3, rule), expected)
+    assert torch.equal(choose(torch.tensor(rows).t().contiguous().t(), 3, rule), expected)
+    assert torch.equal(choose(rows[0], 3, rule), expected[0])
+    assert choose(torch.empty(0, 5), 3, rule).shape == (0, 3)
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_negative_zero_is_zero(rule):
     zeros = torch.tensor([0.0, -0.0] * 8)
     for dtype in (torch.float32, torch.float64):
-        assert torch.equal(select(zeros.to(dtype), 5, rule), select(zeros.abs().to(dtype), 5, rule))
+        assert torch.equal(choose(zeros.to(dtype), 5, rule), choose(zeros.abs().to(dtype), 5, rule))
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -219,12 +221,12 @@ def test_parts_and_chunks_do_not_change_the_choice(rule, monkeypatch):
     rewards[rewards > 1.5] = torch.nan
     rewards[3, 4:] = torch.nan
     rewards[4] = torch.nan
-    whole = {keep: RULES[rule](rewards, keep, seed=1) for keep in (1, 6, 20)}
+    whole = {keep: ask(rule, rewards, keep, seed=1) for keep in (1, 6, 20)}
     monkeypatch.setattr(order, "CHUNK_ROLLOUTS", 100)
     for keep, expected in whole.items():
-        assert torch.equal(select(rewards, keep, rule, seed=1), expected)
-        assert torch.equal(select(rewards.double(), keep, rule, seed=1), expected)
-        last = RULES[rule](rewards[5:], keep, seed=1, first_group=5)
+        assert torch.equal(choose(rewards, keep, rule, seed=1), expected)
+        assert torch.equal(choose(rewards.double(), keep, rule, seed=1), expected)
+        last = ask(rule, rewards[5:], keep, seed=1, first_group=5)
         assert torch.equal(last, expected[5:])
 
 

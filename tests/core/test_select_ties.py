@@ -5,16 +5,18 @@ import sys
 
 import pytest
 import torch
+from choosing import ask, choose
 
-from podsrl.core.select import RULES, select
+from podsrl.core.rules import RULES
+from podsrl.core.select import select
 
 NUM_GROUPS = 4000
 
 
 def kept_counts(rewards, keep, rule, seeds):
     """How often each rollout of one group is kept: over seeds, and over positions of the group."""
-    over_seeds = torch.stack([select(rewards, keep, rule, seed=seed) for seed in seeds])
-    over_groups = select(rewards.expand(len(seeds), -1), keep, rule, seed=7)
+    over_seeds = torch.stack([choose(rewards, keep, rule, seed=seed) for seed in seeds])
+    over_groups = choose(rewards.expand(len(seeds), -1), keep, rule, seed=7)
     return [
         torch.bincount(kept.flatten(), minlength=len(rewards)) for kept in (over_seeds, over_groups)
     ]
@@ -66,7 +68,7 @@ def test_failed_rollouts_that_must_be_kept_are_kept_equally_often(rule):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_pairs_of_a_constant_group_are_kept_together_equally_often(rule):
-    kept = select(torch.zeros(NUM_GROUPS, 8), 3, rule, seed=11)
+    kept = choose(torch.zeros(NUM_GROUPS, 8), 3, rule, seed=11)
     indicator = torch.zeros(NUM_GROUPS, 8).scatter_(1, kept, 1.0)
     pairs = (indicator.T @ indicator)[tuple(torch.triu_indices(8, 8, 1))].double()
     # Each pair: 3 2 / (8 7) of the draws.
@@ -93,11 +95,11 @@ def test_neighbouring_groups_and_seeds_choose_independently():
 @pytest.mark.parametrize("rule", RULES)
 def test_choice_depends_on_position_and_seed_alone(rule):
     rewards = torch.tensor([0.0, 1.0] * 16).repeat(5, 1)
-    kept = select(rewards, 6, rule, seed=9)
-    assert torch.equal(kept[:2], select(rewards[:2], 6, rule, seed=9))
-    assert torch.equal(kept, select(rewards * 3 + 1, 6, rule, seed=9))
+    kept = choose(rewards, 6, rule, seed=9)
+    assert torch.equal(kept[:2], choose(rewards[:2], 6, rule, seed=9))
+    assert torch.equal(kept, choose(rewards * 3 + 1, 6, rule, seed=9))
     assert len({tuple(row) for row in kept.tolist()}) == 5
-    assert not torch.equal(kept, select(rewards, 6, rule, seed=10))
+    assert not torch.equal(kept, choose(rewards, 6, rule, seed=10))
 
 
 # Fixed numbers: another machine, version or process must make these choices too.
@@ -106,12 +108,15 @@ PINNED = {
     "max_reward": [[5, 9, 13, 15], [1, 7, 9, 11]],
     "random": [[7, 8, 11, 12], [5, 8, 13, 14]],
     "percentile": [[0, 1, 5, 6], [0, 3, 4, 9]],
+    "max_abs_advantage": [[0, 2, 5, 15], [4, 6, 9, 11]],
+    "shortest": [[0, 2, 5, 15], [4, 6, 9, 11]],
+    "reward_per_token": [[5, 9, 13, 15], [1, 7, 9, 11]],
 }
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_choice_is_the_same_on_every_machine(rule):
-    kept = select(torch.tensor([0.0, 1.0] * 8).repeat(2, 1), 4, rule, seed=2**40 + 3)
+    kept = choose(torch.tensor([0.0, 1.0] * 8).repeat(2, 1), 4, rule, seed=2**40 + 3)
     assert kept.tolist() == PINNED[rule]
 
 
@@ -132,10 +137,10 @@ def test_cuda_keeps_what_the_cpu_keeps_without_synchronising(rule, dtype):
     generator = torch.Generator().manual_seed(5)
     rewards = torch.randint(0, 4, (300, 64), generator=generator).to(dtype)
     for keep in (4, 16, 50):
-        expected = select(rewards, keep, rule, seed=3)
+        expected = choose(rewards, keep, rule, seed=3)
         on_device = rewards.cuda()
         torch.cuda.set_sync_debug_mode("error")
-        kept = RULES[rule](on_device, keep, seed=3)
+        kept = ask(rule, on_device, keep, seed=3)
         torch.cuda.set_sync_debug_mode("default")
         assert kept.device == on_device.device
         assert torch.equal(kept.cpu(), expected)

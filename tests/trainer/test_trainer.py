@@ -10,6 +10,7 @@ from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer
 
 from podsrl import PODSConfig, PODSTrainer, select
+from podsrl.advantage_config import AdvantageConfig
 from tiny import digit_reward, even_reward, text_of
 
 TRL_PATHS = {"fast_sampling": False, "packed_update": False}
@@ -309,10 +310,10 @@ def test_a_grpo_config_is_refused_with_the_remedy(tmp_path: Path) -> None:
     [
         ({"num_rollouts": 4}, r"num_rollouts \(n\) is 4, less than num_generations \(m\) = 8"),
         ({"selection_rule": "best"}, "'best'; choose one of max_variance"),
-        ({"advantage_from": "both"}, "'both'; choose 'kept'"),
+        ({"advantage_from": "both"}, "advantage_from is 'both'; choose one of all, kept"),
         (
             {"advantage_from": "all", "multi_objective_aggregation": "normalize_then_sum"},
-            "set one of the two",
+            "but it is 'normalize_then_sum'",
         ),
     ],
 )
@@ -329,7 +330,7 @@ def test_config_defaults(tmp_path: Path) -> None:
         "kept",
     )
     added = set(PODSConfig.__dataclass_fields__) - set(GRPOConfig.__dataclass_fields__)
-    paper = {"num_rollouts", "selection_rule", "advantage_from"}
+    paper = {"num_rollouts", "selection_rule", *AdvantageConfig.__annotations__}
     assert added == paper | {"fast_sampling", "packed_update"}
     assert config.fast_sampling and config.packed_update
     equal = PODSConfig(str(tmp_path), use_cpu=True, bf16=False, num_rollouts=8)

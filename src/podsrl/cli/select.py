@@ -13,18 +13,20 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from podsrl.core.select import RULES, select
+from podsrl.core.select import NEEDS_LENGTHS, RULES, select
 
 DESCRIPTION = """\
 Show which rollouts each rule keeps, and how much reward variance the kept ones have.
 
 PODS samples n rollouts of each prompt and updates the policy on m of them.  max_variance keeps
 the m whose rewards vary most; the other rules are there to compare.  "of best" is the kept
-variance as a share of the best possible one."""
+variance as a share of the best possible one.  Rules that look at lengths, shortest and
+reward_per_token, run when the file has them."""
 
 EXAMPLES = """\
 the file:
   JSON  [0, 1, 0.5]   or one list per group   [[0, 1], [1, 1]]   or   {"rewards": [...]}
+        with lengths in tokens:   {"rewards": [...], "lengths": [...]}
   CSV   one group per line: 0,1,0.5
   A reward that could not be computed: null in JSON, an empty field or nan in CSV.
 
@@ -38,11 +40,12 @@ def main(argv: list[str] | None) -> int:
     """Print what each rule keeps; return 0, or 2 when the input cannot be used."""
     args = _parser().parse_args(argv)
     try:
-        groups = read_rewards(_read(args.file))
-        rules = args.rule or list(RULES)
+        text = _read(args.file)
+        groups, lengths = read_rewards(text), read_lengths(text)
+        rules = args.rule or [name for name in RULES if lengths or name not in NEEDS_LENGTHS]
         results = [
-            describe(group, values, args.keep, rule, args.seed)
-            for group, values in enumerate(groups)
+            describe(group, values, args.keep, rule, args.seed, lengths=own_lengths)
+            for group, (values, own_lengths) in enumerate(_with_lengths(groups, lengths))
             for rule in rules
         ]
     except (OSError, ValueError) as error:
@@ -71,23 +74,60 @@ def read_rewards(text: str) -> list[list[float]]:
             if "rewards" not in content:
                 raise ValueError(f'no "rewards" among the keys {list(content)}; name the list so')
             content = content["rewards"]
-        is_nested = isinstance(content, list) and content and isinstance(content[0], list)
-        rows = content if is_nested else [content]
+        rows = _as_rows(content)
     else:
         rows = [row for row in csv.reader(io.StringIO(text)) if row]
     if not rows:
         raise ValueError("no rewards found; give a JSON list or one group per CSV line")
+    return _numbers(rows)
+
+
+def read_lengths(text: str) -> list[list[float]] | None:
+    """Return the groups under "lengths" of a JSON object, None where the text has none.
+
+    Example:
+        >>> read_lengths('{"rewards": [0, 1], "lengths": [12, 30]}')
+        [[12.0, 30.0]]
+    """
+    content = json.loads(text) if text.strip()[:1] == "{" else {}
+    return _numbers(_as_rows(content["lengths"])) if "lengths" in content else None
+
+
+def _as_rows(content: Any) -> list[Any]:
+    is_nested = isinstance(content, list) and content and isinstance(content[0], list)
+    return content if is_nested else [content]
+
+
+def _numbers(rows: list[Any]) -> list[list[float]]:
     for row in rows:
         if not isinstance(row, list):
             raise ValueError(f"{row!r} stands where a group should, and is not a list; give lists")
     return [[_number(field, group) for field in row] for group, row in enumerate(rows)]
 
 
-def describe(group: int, values: list[float], keep: int, rule: str, seed: int) -> dict[str, Any]:
+def _with_lengths(
+    groups: list[list[float]], lengths: list[list[float]] | None
+) -> list[tuple[list[float], list[float] | None]]:
+    if lengths is None:
+        return [(values, None) for values in groups]
+    if len(lengths) != len(groups):
+        raise ValueError(f"{len(lengths)} groups of lengths for {len(groups)} groups of rewards")
+    return list(zip(groups, lengths, strict=True))
+
+
+def describe(
+    group: int,
+    values: list[float],
+    keep: int,
+    rule: str,
+    seed: int,
+    *,
+    lengths: list[float] | None = None,
+) -> dict[str, Any]:
     """Return what a rule keeps of one group: indices, rewards, variance and share of the best."""
     rewards_N = torch.tensor(values, dtype=torch.float64)
-    kept_M = _select_group(rewards_N, keep, rule, seed, group)
-    best_M = _select_group(rewards_N, keep, "max_variance", seed, group)
+    kept_M = _select_group(rewards_N, keep, rule, seed, group=group, lengths=lengths)
+    best_M = _select_group(rewards_N, keep, "max_variance", seed, group=group)
     variance, best = _variance(rewards_N[kept_M]), _variance(rewards_N[best_M])
     return {
         "group": group,
@@ -99,10 +139,19 @@ def describe(group: int, values: list[float], keep: int, rule: str, seed: int) -
     }
 
 
-def _select_group(rewards_N: Tensor, keep: int, rule: str, seed: int, group: int) -> Tensor:
+def _select_group(
+    rewards_N: Tensor,
+    keep: int,
+    rule: str,
+    seed: int,
+    *,
+    group: int,
+    lengths: list[float] | None = None,
+) -> Tensor:
     """Return what `select` keeps of the group at this position; groups may differ in length."""
-    select(rewards_N, keep, rule, seed)  # checks the values and `keep`
-    return RULES[rule](rewards_N.unsqueeze(0), keep, seed=seed, first_group=group)[0]
+    select(rewards_N, keep, rule, seed, lengths=lengths)  # checks the values and `keep`
+    own = {"lengths_PN": torch.tensor([lengths])} if rule in NEEDS_LENGTHS else {}
+    return RULES[rule](rewards_N.unsqueeze(0), keep, seed=seed, first_group=group, **own)[0]
 
 
 def _variance(rewards: Tensor) -> float:
@@ -157,7 +206,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("file", metavar="FILE", help="rewards, JSON or CSV; - is standard input")
     parser.add_argument("--keep", type=int, required=True, metavar="M", help="rollouts to keep")
     parser.add_argument(
-        "--rule", action="append", choices=list(RULES), help="repeat for several; default: all"
+        "--rule",
+        action="append",
+        choices=list(RULES),
+        help="repeat for several; default: all that the file has the numbers for",
     )
     parser.add_argument("--seed", type=int, default=0, help="decides among equal rewards")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")

@@ -108,12 +108,12 @@ def _write_ordinals(rewards_PN: Tensor, *, out: Tensor) -> None:
     elif rewards_PN.dtype in (torch.int8, torch.uint8, torch.int16):
         out.copy_(rewards_PN)
     else:
-        out.copy_(_dense_ranks(rewards_PN))
+        out.copy_(dense_ranks(rewards_PN))
         if rewards_PN.is_floating_point():
             out.masked_fill_(rewards_PN.isnan(), _NAN)
 
 
-def _dense_ranks(rewards_PN: Tensor) -> Tensor:
+def dense_ranks(rewards_PN: Tensor) -> Tensor:
     """Return 0, 1, 2, ... in the order of the rewards, equal numbers for equal rewards."""
     sorted_PN, order_PN = rewards_PN.sort(dim=1)
     rises_PN = sorted_PN[:, 1:] != sorted_PN[:, :-1]
