@@ -14,9 +14,11 @@ from transformers import AutoModelForCausalLM
 
 from podsrl.cli.train import _expand, _resume_command, main
 from podsrl.config import PODSConfig
+from podsrl.experiment.rollout_log import FILE_NAME, read_rollouts
+from podsrl.experiment.training import RunArguments
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+RECIPES = sorted(p for p in (ROOT / "recipes").glob("*.yaml") if p.stem[:8] != "compare-")
 
 
 @pytest.fixture()
@@ -64,6 +66,11 @@ def test_a_run_folder_holds_everything(tiny_folder: str, questions: Path, tmp_pa
     assert config["num_rollouts"] == 8 and config["task"].startswith("jsonl:")
     assert json.loads((folder / "versions.json").read_text())["trl"].startswith("1.16")
     assert (folder / "curve.png").read_bytes().startswith(b"\x89PNG")
+    header, groups = read_rollouts(folder / FILE_NAME)
+    assert header["task"].startswith("jsonl:")
+    assert [(row["step"], sum(row["kept"]), len(row["texts"])) for row in groups] == [
+        (step, 4, 8) for step in (1, 1, 2, 2)
+    ]
     assert AutoModelForCausalLM.from_pretrained(folder / "model").num_parameters() > 0
 
 
@@ -196,3 +203,13 @@ def test_there_is_a_recipe_for_every_setting_of_the_paper() -> None:
     assert [path.stem.split("-")[1] for path in RECIPES if path.stem.startswith("paper")] == [
         *"abcde"
     ]
+
+
+def test_log_rollouts_is_text_or_yaml_truth() -> None:
+    assert [RunArguments(log_rollouts=value).log_rollouts for value in ("auto", True, "False")] == [
+        "auto",
+        "true",
+        "false",
+    ]
+    with pytest.raises(ValueError, match="log_rollouts is 'some'"):
+        RunArguments(log_rollouts="some")

@@ -20,6 +20,8 @@ every field of TRL's GRPOConfig and ModelConfig is one: --learning_rate, --beta,
   --advantage_from WHAT   kept (default) or all: whose mean and deviation scale the advantages
   --output_dir FOLDER     the run folder; a number is added if it holds a run already
   --max_steps STEPS       optimizer steps
+  --training_seconds S    stop after S seconds of training (not evaluating, saving, loading)
+  --evaluate_every_seconds S   evaluate whenever S more seconds were trained, into curve.jsonl
   --evaluate_limit K      held-out questions of the evaluation before and after (default 256)
   --resume                go on from the last checkpoint in --output_dir
 
@@ -77,26 +79,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _prepare(argv: list[str], console):  # type: ignore[no-untyped-def]
+    from podsrl.experiment.parsing import SettingsParser
     from podsrl.experiment.training import prepare_run
 
-    arguments, config, model_config = _parser().parse_args_and_config(_expand(argv))
+    arguments, config, model_config = SettingsParser().parse_args_and_config(_expand(argv))
     return prepare_run(arguments, config, model_config, console)
-
-
-def _parser():  # type: ignore[no-untyped-def]
-    """TRL's parser over our fields and theirs, with errors of one line."""
-    from trl import ModelConfig, TrlParser
-
-    from podsrl.config import PODSConfig
-    from podsrl.experiment.training import RunArguments
-
-    class Parser(TrlParser):
-        def error(self, message: str) -> None:
-            raise ValueError(message)
-
-    parser = Parser((RunArguments, PODSConfig, ModelConfig), prog="podsrl train")
-    parser.set_defaults(**_defaults())
-    return parser
 
 
 def _quieten() -> None:
@@ -119,26 +106,6 @@ def _expand(argv: list[str]) -> list[str]:
     if not Path(argv[0]).is_file():
         raise ValueError(f"recipe {argv[0]} does not exist: give a YAML file, or flags only")
     return ["--config", *argv]
-
-
-def _defaults() -> dict[str, object]:
-    """Defaults that differ from TRL's: what a run on this machine should look like."""
-    return {
-        "output_dir": "runs/run",
-        "logging_steps": 1,
-        "report_to": "none",
-        "save_strategy": "no",
-        "bf16": _has_fast_bfloat16(),
-    }
-
-
-def _has_fast_bfloat16() -> bool:
-    """TRL trains in bfloat16 by default, which CPUs without instructions for it only emulate."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported()
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def _headline(run) -> str:  # type: ignore[no-untyped-def]

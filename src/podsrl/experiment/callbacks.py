@@ -1,6 +1,7 @@
 """Trainer callbacks of a run: metrics on disk, progress on screen, a stop that saves."""
 
 import json
+import os
 import signal
 import time
 from pathlib import Path
@@ -15,8 +16,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from podsrl.experiment.run_folder import keep_metrics_until
+from podsrl.experiment.training_clock import TrainingClock
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+WORKER = "PODSRL_WORKER"
+"""Environment variable: the process without which this run, its child, must not go on."""
 
 
 class MetricsFile(TrainerCallback):
@@ -46,12 +50,16 @@ class MetricsFile(TrainerCallback):
 
 
 class StepProgress(TrainerCallback):
-    """A progress bar with reward, kept variance and time left; plain lines without a terminal."""
+    """A progress bar with reward, kept variance and time left; plain lines without a terminal.
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    It counts steps or, where the clock has a budget, seconds of training; the clock must be among
+    the trainer's callbacks before this one.
+    """
+
+    def __init__(self, console: Console, clock: TrainingClock) -> None:
+        self.console, self.clock = console, clock
         self.bar = Progress(
-            TextColumn("step"),
+            TextColumn("step" if clock.budget_seconds is None else "seconds"),
             MofNCompleteColumn(),
             BarColumn(),
             TextColumn("{task.description}"),
@@ -65,7 +73,8 @@ class StepProgress(TrainerCallback):
     ) -> None:
         self.start, self.first_step = time.perf_counter(), state.global_step
         self.bar.start()
-        self.task = self.bar.add_task("", total=state.max_steps, completed=state.global_step)
+        done, total = self._progress(state)
+        self.task = self.bar.add_task("", total=total, completed=done)
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
         self.bar.stop()
@@ -81,13 +90,24 @@ class StepProgress(TrainerCallback):
         if not logs or "loss" not in logs:
             return
         text = self._describe(state, logs)
-        self.bar.update(self.task, completed=state.global_step, description=text)
+        done, total = self._progress(state)
+        self.bar.update(self.task, completed=done, description=text)
         if not self.console.is_terminal:
-            self.console.print(f"step {state.global_step}/{state.max_steps}  {text}")
+            where = f"step {state.global_step}/{state.max_steps}"
+            if self.clock.budget_seconds is not None:
+                where = f"step {state.global_step}, {done} of {total} s"
+            self.console.print(f"{where}  {text}")
+
+    def _progress(self, state: TrainerState) -> tuple[int, int]:
+        if self.clock.budget_seconds is None:
+            return state.global_step, state.max_steps
+        return round(self.clock.seconds["training"]), round(self.clock.budget_seconds)
 
     def _describe(self, state: TrainerState, logs: dict[str, Any]) -> str:
         seconds = (time.perf_counter() - self.start) / (state.global_step - self.first_step)
         left = seconds * (state.max_steps - state.global_step)
+        if self.clock.budget_seconds is not None:
+            left = max(0.0, self.clock.budget_seconds - self.clock.seconds["training"])
         reward, variance = logs.get("reward"), logs.get("pods/kept_reward_variance")
         return (
             f"reward {_number(reward)}  kept variance {_number(variance)}  "
@@ -96,7 +116,10 @@ class StepProgress(TrainerCallback):
 
 
 class StopAndSave(TrainerCallback):
-    """Ctrl-C ends the run after the step under way, with a checkpoint; a second one ends it now."""
+    """Ctrl-C ends the run after the step under way, with a checkpoint; a second one ends it now.
+
+    So does the end of the worker of a comparison that started the run: another may then take it.
+    """
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -119,6 +142,9 @@ class StopAndSave(TrainerCallback):
     def _anyone_stopped(self) -> bool:
         """Whether a process was told to stop: all end after the same step, whoever heard first."""
         state = PartialState()
+        worker = os.environ.get(WORKER)
+        if worker is not None and os.getppid() != int(worker):
+            self.stopped = True
         if state.num_processes > 1:
             told = torch.tensor(float(self.stopped), device=state.device)
             self.stopped = bool(reduce(told, reduction="sum").item())

@@ -1,7 +1,6 @@
 """One training run from settings to result.json."""
 
 import json
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,11 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from podsrl.config import PODSConfig
 from podsrl.evaluate import Evaluation, evaluate
+from podsrl.experiment.arguments import ClockArguments, check_clock
 from podsrl.experiment.callbacks import MetricsFile, StepProgress, StopAndSave
+from podsrl.experiment.curve import EvaluationCurve
 from podsrl.experiment.plot import plot_curve
+from podsrl.experiment.rollout_log import DEFAULT_LIMIT_MIB, MODES, attach_log
 from podsrl.experiment.run_folder import (
     device_name,
     free_folder,
@@ -28,6 +30,7 @@ from podsrl.experiment.run_folder import (
     versions,
     write_json,
 )
+from podsrl.experiment.training_clock import TrainingClock
 from podsrl.models import DEFAULT_MODEL, load_model, load_tokenizer, resolve_model
 from podsrl.progress import progress_bar
 from podsrl.tasks import Task, load_task
@@ -35,7 +38,7 @@ from podsrl.trainer import PODSTrainer
 
 
 @dataclass
-class RunArguments:
+class RunArguments(ClockArguments):
     """What a run needs besides PODSConfig and the model's own options."""
 
     task: str = field(
@@ -63,17 +66,30 @@ class RunArguments:
     evaluate_samples: int = field(
         default=0, metadata={"help": "Sampled answers per held-out question, besides the greedy."}
     )
+    log_rollouts: str = field(
+        default="auto",
+        metadata={
+            "help": "Write every sampled rollout to rollouts.jsonl.gz, for podsrl view: auto (up to "
+            f"{DEFAULT_LIMIT_MIB:g} MiB a run), true (without limit), false."
+        },
+    )
     resume: bool = field(
         default=False, metadata={"help": "Go on from the last checkpoint in --output_dir."}
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if isinstance(self.task_arguments, str):
             self.task_arguments = json.loads(self.task_arguments)
         if not isinstance(self.task_arguments, dict | None):
             raise ValueError(
                 f"task_arguments is {self.task_arguments!r}: write a mapping, as in "
                 "--task_arguments '{\"num_test\": 512}'"
+            )
+        self.log_rollouts = str(self.log_rollouts).lower()  # YAML reads true and false as booleans
+        if self.log_rollouts not in MODES:
+            raise ValueError(
+                f"log_rollouts is {self.log_rollouts!r}: choose from {', '.join(MODES)}"
             )
         if self.evaluate_limit < 0:
             raise ValueError(f"evaluate_limit is {self.evaluate_limit}: it must be 0 or more")
@@ -97,6 +113,11 @@ class Run:
     def folder(self) -> Path:
         return Path(self.config.output_dir)
 
+    @property
+    def draws_curve(self) -> bool:
+        """Whether training evaluates as it goes, before its first and after its last step too."""
+        return self.arguments.evaluate_every_seconds is not None
+
 
 def prepare_run(
     arguments: RunArguments, config: PODSConfig, model_config: ModelConfig, console: Console
@@ -105,6 +126,23 @@ def prepare_run(
 
     Raises `ValueError` naming what is wrong; nothing has been written by then.
     """
+    task, rows = check_run(arguments, config, model_config)
+    if config.reward_weights is None:
+        config.reward_weights = [task.reward_weights[name] for name in task.reward_funcs]
+    if config.early_stop and config.reward_bounds is None:
+        config.reward_bounds = list(task.bounds(config.reward_weights))
+    checkpoint = _prepare_folder(arguments, config)
+    return Run(arguments, config, model_config, task, rows, checkpoint, console)
+
+
+def check_run(
+    arguments: RunArguments, config: PODSConfig, model_config: ModelConfig
+) -> tuple[Task, list[dict[str, Any]]]:
+    """Return the task and its training rows, all that needs no model checked; write nothing.
+
+    Raises `ValueError` naming what is wrong.
+    """
+    check_clock(arguments, config)
     arguments.model = model_config.model_name_or_path or arguments.model
     resolve_model(arguments.model)
     options = arguments.task_arguments or {}
@@ -113,10 +151,7 @@ def prepare_run(
     rows = task.rows("train", arguments.train_limit)
     if arguments.evaluate_limit:
         task.rows("test", arguments.evaluate_limit)
-    if config.reward_weights is None:
-        config.reward_weights = [task.reward_weights[name] for name in task.reward_funcs]
-    checkpoint = _prepare_folder(arguments, config)
-    return Run(arguments, config, model_config, task, rows, checkpoint, console)
+    return task, rows
 
 
 def _prepare_folder(arguments: RunArguments, config: PODSConfig) -> str | None:
@@ -139,7 +174,7 @@ def _prepare_folder(arguments: RunArguments, config: PODSConfig) -> str | None:
 
 def run_training(run: Run) -> dict[str, Any] | None:
     """Evaluate, train, save, evaluate again; returns what result.json holds, None if stopped."""
-    main, start = PartialState().is_main_process, time.perf_counter()
+    main, clock = PartialState().is_main_process, TrainingClock(run.arguments.training_seconds)
     tokenizer = load_tokenizer(run.arguments.model)
     model = load_model(
         run.arguments.model,
@@ -151,24 +186,35 @@ def run_training(run: Run) -> dict[str, Any] | None:
             run.folder / "config.json", settings_of(run.model_config, run.config, run.arguments)
         )
         write_json(run.folder / "versions.json", versions(device_name(run.config.device)))
-        if not (run.folder / "before" / "evaluation.json").exists():  # a resumed run has it
-            _evaluate(run, model, tokenizer, "before")
+        if not run.draws_curve and not (run.folder / "before" / "evaluation.json").exists():
+            with clock.beside("evaluation"):  # a resumed run has it already
+                _evaluate(run, model, tokenizer, "before")
     PartialState().wait_for_everyone()
-    trainer, stop = _build_trainer(run, model, tokenizer)
+    trainer, stop = _build_trainer(run, model, tokenizer, clock)
     trainer.train(resume_from_checkpoint=run.checkpoint)
-    if stop.stopped and trainer.state.global_step < trainer.state.max_steps:
-        return None
-    _save_model(trainer, run.folder / "model", tokenizer)
     steps = trainer.state.global_step
+    if stop.stopped and steps < trainer.state.max_steps and not clock.spent:
+        return None
+    if run.arguments.save_model:
+        with clock.beside("saving"):
+            _save_model(trainer, run.folder / "model", tokenizer)
     if not main:
         return {}
-    del trainer, model
-    trained = load_model(str(run.folder / "model"), dtype=run.model_config.dtype or "float32")
-    _evaluate(run, trained, tokenizer, "after")
-    result = _result(run, steps, time.perf_counter() - start)
+    del model
+    if not run.draws_curve:
+        with clock.beside("evaluation"):
+            _evaluate(run, _trained_model(run, trainer), tokenizer, "after")
+    result = _result(run, steps, clock)
     write_json(run.folder / "result.json", result)
     _plot(run, steps)
     return result
+
+
+def _trained_model(run: Run, trainer: PODSTrainer) -> Any:
+    """What plain transformers loads from the run's model folder; the policy if it has none."""
+    if not run.arguments.save_model:
+        return trainer.accelerator.unwrap_model(trainer.model)
+    return load_model(str(run.folder / "model"), dtype=run.model_config.dtype or "float32")
 
 
 def _model_options(model_config: ModelConfig) -> dict[str, Any]:
@@ -179,7 +225,9 @@ def _model_options(model_config: ModelConfig) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _build_trainer(run: Run, model: Any, tokenizer: Any) -> tuple[PODSTrainer, StopAndSave]:
+def _build_trainer(
+    run: Run, model: Any, tokenizer: Any, clock: TrainingClock
+) -> tuple[PODSTrainer, StopAndSave]:
     run.config.disable_tqdm = True
     trainer = PODSTrainer(
         model=model,
@@ -191,11 +239,20 @@ def _build_trainer(run: Run, model: Any, tokenizer: Any) -> tuple[PODSTrainer, S
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
+    about = {"task": run.task.name, "model": run.arguments.model}
+    attach_log(trainer, run.folder, run.arguments.log_rollouts, about=about)
+    clock.attach(trainer)
+    if run.draws_curve:
+        trainer.add_callback(
+            EvaluationCurve(
+                trainer, clock, task=run.task, arguments=run.arguments, folder=run.folder
+            )
+        )
     stop = StopAndSave(run.console)
     trainer.add_callback(stop)
     trainer.add_callback(MetricsFile(run.folder))
     if PartialState().is_main_process:
-        trainer.add_callback(StepProgress(run.console))
+        trainer.add_callback(StepProgress(run.console, clock))
     return trainer, stop
 
 
@@ -238,7 +295,7 @@ def _save_model(trainer: PODSTrainer, folder: Path, tokenizer: Any) -> None:
     trainer.accelerator.wait_for_everyone()
 
 
-def _result(run: Run, steps: int, wall_seconds: float) -> dict[str, Any]:
+def _result(run: Run, steps: int, clock: TrainingClock) -> dict[str, Any]:
     result: dict[str, Any] = {
         "task": run.task.name,
         "model": run.arguments.model,
@@ -248,7 +305,11 @@ def _result(run: Run, steps: int, wall_seconds: float) -> dict[str, Any]:
         "advantage_from": run.config.advantage_from,
         "seed": run.config.seed,
         "steps": steps,
-        "seconds": {**phase_seconds(read_metrics(run.folder)), "wall": wall_seconds},
+        "seconds": {
+            **phase_seconds(read_metrics(run.folder)),
+            **clock.seconds,
+            "wall": clock.wall_seconds(),
+        },
         "versions": read_json(run.folder / "versions.json"),
     }
     evaluations = {

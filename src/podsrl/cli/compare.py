@@ -1,0 +1,113 @@
+"""podsrl compare: run the arms of a comparison at equal wall-clock."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from podsrl.experiment.comparison import Comparison, PlannedRun
+
+DESCRIPTION = """Train every arm of a comparison with every seed for the same seconds of training,
+and evaluate all of them on the same held-out questions at equal training seconds."""
+EXAMPLES = """A comparison is a YAML file:
+
+  recipe: recipes/arithmetic-smollm2.yaml     # or a mapping: what all arms have in common
+  arms:
+    grpo: {}                                  # preset: n = m
+    grpo-ga: {}                               # preset: trains on all n, by gradient accumulation
+    pods: {}                                  # the recipe as it is: keeps m of n
+    pods-random: {selection_rule: random}     # any setting of podsrl train
+  seeds: 4                                    # 0 to 3; or a list
+  training_seconds: 120                       # per run: sampling, rewards, selection, update
+  evaluate_every_seconds: 30
+  output_dir: runs/arithmetic-comparison
+
+examples:
+  podsrl compare recipes/compare-arithmetic.yaml --dry_run    the list of runs, and how long
+  podsrl compare recipes/compare-arithmetic.yaml
+  podsrl compare recipes/compare-arithmetic.yaml --arms pods --seeds 0,1
+  podsrl compare recipes/compare-arithmetic.yaml --devices 0,1,2,3    one run per GPU
+
+Runs go seed by seed, each in a process of its own, into OUTPUT/ARM/seed-S. Finished runs are never
+repeated: start the same command again to go on after Ctrl-C or a crash, or start it several times,
+also on other hosts that share the folder: each run is taken by one of them.
+docs/compare.md has the rest."""
+
+
+def main(argv: list[str]) -> int:
+    """Run what is left; 0 when all is done, 1 with failed runs, 2 bad input, 130 for Ctrl-C."""
+    options = _parser().parse_args(argv)
+    from podsrl.cli.train import _quieten
+    from podsrl.experiment.comparison import load_comparison, write_comparison
+
+    _quieten()
+    try:
+        comparison = load_comparison(Path(options.file))
+        runs = comparison.runs(options.arms, options.seeds)
+        if not options.dry_run:
+            write_comparison(comparison)
+    except (ValueError, OSError) as error:
+        print(f"podsrl compare: {error}", file=sys.stderr)
+        return 2
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if options.dry_run:
+        _print_plan(comparison, runs, console)
+        return 0
+    from podsrl.experiment.run_screen import work_on
+
+    return work_on(
+        comparison,
+        runs,
+        devices=options.devices,
+        retry_failed=options.retry_failed,
+        console=console,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="podsrl compare",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("file", metavar="FILE.yaml", help="the comparison")
+    add("--arms", type=_names, metavar="A,B", help="only these arms")
+    add("--seeds", type=_numbers, metavar="S,T", help="only these seeds")
+    add("--devices", type=_names, metavar="0,1", help="one run at a time on each of these GPUs")
+    add("--dry_run", action="store_true", help="print the list of runs and start nothing")
+    add("--retry_failed", action="store_true", help="run once more what has failed")
+    return parser
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(name) for name in _names(text)]
+
+
+def _print_plan(comparison: "Comparison", runs: "list[PlannedRun]", console) -> None:  # type: ignore[no-untyped-def]
+    from podsrl.experiment.run_queue import state_of
+    from podsrl.experiment.run_screen import print_arms
+
+    print_arms(comparison, console)
+    states = [state_of(run) for run in runs]
+    for run, state in zip(runs, states, strict=True):
+        console.print(f"  {run.folder}  {state}", soft_wrap=True)
+    left = sum(state in ("to do", "half done") for state in states)
+    minutes = left * comparison.training_seconds / 60
+    console.print(
+        f"{left} of {len(runs)} runs to do: {minutes:.1f} minutes of training on one device, "
+        "evaluating and loading not counted",
+        soft_wrap=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,106 @@
+"""podsrl compare from end to end on a tiny model, and what it says of bad input."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from podsrl.cli.compare import main
+from podsrl.experiment.comparison import load_comparison
+
+ROOT = Path(__file__).resolve().parents[2]
+KEYS = {
+    "training_seconds",
+    "step",
+    "accuracy",
+    "format_rate",
+    "both_rate",
+    "mean_length",
+    "frac_cut_off",
+    "reward",
+    "kept_reward",
+    "wall_seconds",
+    "mark_seconds",
+}
+
+
+@pytest.fixture()
+def comparison(tiny_folder: str, tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    content = {
+        "recipe": {
+            "task": "arithmetic",
+            "model": tiny_folder,
+            "num_rollouts": 8,
+            "num_generations": 4,
+            "per_device_train_batch_size": 8,
+            "max_completion_length": 6,
+            "learning_rate": 1e-3,
+            "train_limit": 16,
+            "evaluate_limit": 4,
+            "gradient_checkpointing": False,
+        },
+        "arms": {"grpo": {}, "pods": {}},
+        "seeds": 1,
+        "training_seconds": 0.4,
+        "evaluate_every_seconds": 0.2,
+        "output_dir": str(tmp_path / "out"),
+    }
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@pytest.mark.slow
+def test_two_arms_of_one_seed(
+    comparison: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(comparison)]) == 0
+    assert "2 finished" in capsys.readouterr().out
+    for arm in ("grpo", "pods"):
+        folder = tmp_path / "out" / arm / "seed-0"
+        rows = [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
+        assert [row["mark_seconds"] for row in rows] == pytest.approx([0.0, 0.2, 0.4])
+        assert all(set(row) == KEYS for row in rows)
+        result = json.loads((folder / "result.json").read_text())
+        steps = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        phases = ("sampling", "rewards", "selection", "update")
+        seconds = [sum(step[f"time/{phase}_seconds"] for phase in phases) for step in steps]
+        # Within one step of the budget: spent by the last step, and not before it.
+        assert sum(seconds) >= 0.4 > sum(seconds[:-1])
+        assert result["seconds"]["training"] == pytest.approx(sum(seconds))
+        assert not (folder / "model").exists() and not list(folder.glob("checkpoint-*"))
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/*/*/result.json")}
+    assert main([str(comparison)]) == 0
+    assert times == {path: path.stat().st_mtime_ns for path in times}
+
+
+def test_dry_run_lists_the_runs_and_writes_nothing(
+    comparison: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(comparison), "--dry_run", "--arms", "pods"]) == 0
+    text = capsys.readouterr().out
+    assert f"{tmp_path / 'out' / 'pods' / 'seed-0'}  to do" in text
+    assert "1 of 1 runs to do" in text and "grpo (baseline)" in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_input_is_one_line(comparison: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(comparison), "--arms", "ppo"]) == 2
+    assert "podsrl compare: --arms is ppo" in capsys.readouterr().err
+    assert main(["none.yaml"]) == 2
+    assert "comparison none.yaml does not exist" in capsys.readouterr().err
+
+
+def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert "training_seconds: 120" in text and "--retry_failed" in text
+
+
+@pytest.mark.packaged
+def test_the_example_is_a_comparison() -> None:
+    comparison = load_comparison(ROOT / "recipes" / "compare-arithmetic.yaml")
+    assert {"grpo", "grpo-ga", "pods"} <= set(comparison.arms)
