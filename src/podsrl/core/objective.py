@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from podsrl.core.objective_batch import KeptBatch
-from podsrl.core.objective_regression import agro
+from podsrl.core.objective_ratio import sapg
+from podsrl.core.objective_regression import agro, astar_po, qrpo, rebel, vargrad
 
 __all__ = ["OBJECTIVES", "KeptBatch", "Objective"]
 
@@ -30,6 +31,7 @@ class Objective:
         needs_whole_groups: couples rows of a prompt: a micro-batch must hold groups complete.
         needs_reference_rewards: reads `batch.extras["reference_rewards"]`, (B, K): rewards of K
             rollouts of the reference policy for the row's prompt.
+        needs_advantages: reads `batch.advantages_B`.
     """
 
     function: Callable[..., tuple[Tensor, dict[str, Tensor]]]
@@ -37,8 +39,21 @@ class Objective:
     needs_reference: bool = True
     needs_whole_groups: bool = False
     needs_reference_rewards: bool = False
+    needs_advantages: bool = False
 
 
 OBJECTIVES: dict[str, Objective] = {
     "agro": Objective(agro, {"beta": 0.1}, needs_whole_groups=True),
+    "astar_po": Objective(
+        astar_po, {"beta": 1e-3, "value_beta": 0.5}, needs_reference_rewards=True
+    ),
+    "qrpo": Objective(qrpo, {"beta": 0.01}, needs_reference_rewards=True),
+    "rebel": Objective(rebel, {"rebel_eta": 1.0}, needs_reference=False, needs_whole_groups=True),
+    "vargrad": Objective(vargrad, {"beta": 0.1}, needs_whole_groups=True),
+    "sapg": Objective(
+        sapg,
+        {"epsilon": 0.2, "epsilon_high": None},
+        needs_reference=False,
+        needs_advantages=True,
+    ),
 }

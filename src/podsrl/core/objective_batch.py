@@ -54,22 +54,37 @@ class KeptBatch:
                 raise ValueError(f"{name} has {len(value)} rows, log-probs have {shape[0]}.")
 
     @property
+    def keep_BT(self) -> Tensor:
+        """Whether a token counts."""
+        return self.mask_BT != 0
+
+    @property
     def counts_B(self) -> Tensor:
         """Whether a row teaches: it has a reward and at least one token."""
-        return ~self.rewards_B.isnan() & (self.mask_BT != 0).any(dim=1)
+        return ~self.rewards_B.isnan() & self.keep_BT.any(dim=1)
 
-    def log_ratio_B(self, to: str = "reference") -> Tensor:
-        """log(pi / pi_other) of each rollout: summed, not averaged, over its tokens; in nats.
+    @property
+    def scored_rewards_B(self) -> Tensor:
+        """The rewards, 0 in place of NaN: a NaN would reach the gradient of every row."""
+        return self.rewards_B.nan_to_num(nan=0.0)
 
-        `to` is "reference" or "old". Sums are taken in float32 or wider.
+    def log_ratio_BT(self, to: str = "reference") -> Tensor:
+        """log(pi / pi_other) of each token in nats, float32 or wider, 0 where `mask_BT` is.
 
-        Example: two tokens at log-probs (-1, -2), the reference's (-1.5, -2.5): 1.0.
+        `to` is "reference" or "old".
         """
         other_BT = self.old_log_probs_BT if to == "old" else self.reference_log_probs_BT
         assert other_BT is not None, "the objective's needs_reference is not set"
         wide = torch.promote_types(self.log_probs_BT.dtype, torch.float32)
         ratio_BT = self.log_probs_BT.to(wide) - other_BT.to(wide)
-        return ratio_BT.masked_fill(self.mask_BT == 0, 0.0).sum(dim=1)
+        return ratio_BT.masked_fill(~self.keep_BT, 0.0)
+
+    def log_ratio_B(self, to: str = "reference") -> Tensor:
+        """log(pi / pi_other) of each rollout: the sum, not the mean, over its tokens; in nats.
+
+        Example: two tokens at log-probs (-1, -2), the reference's (-1.5, -2.5): 1.0.
+        """
+        return self.log_ratio_BT(to).sum(dim=1)
 
     def mean_over_rows(self, values_B: Tensor) -> Tensor:
         """Sum over the rows that count, over `num_rows`: rows of a larger group weigh the same."""
@@ -79,7 +94,7 @@ class KeptBatch:
     def mean_over_tokens(self, values_BT: Tensor) -> Tensor:
         """Sum over all tokens, over `num_tokens`: tokens of a longer rollout weigh the same."""
         num_tokens = self.mask_BT.sum() if self.num_tokens is None else self.num_tokens
-        summed = values_BT.masked_fill(self.mask_BT == 0, 0.0).sum()
+        summed = values_BT.masked_fill(~self.keep_BT, 0.0).sum()
         return summed / torch.as_tensor(num_tokens, device=summed.device).clamp(min=1)
 
     def group_mean(self, values_B: Tensor) -> tuple[Tensor, Tensor]:
