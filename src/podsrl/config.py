@@ -162,7 +162,7 @@ class PODSConfig(AdvantageConfig):
         }
         for need, is_met in needs.items():
             if not is_met:
-                raise ValueError(f"early_stop=True needs {need}: change it, or leave early_stop.")
+                raise ValueError(f"early_stop needs {need}. Change it, or leave early_stop out.")
         bounds = self.reward_bounds
         if bounds is not None and not (len(bounds) == 2 and -inf < bounds[0] < bounds[1] < inf):
             raise ValueError(

@@ -57,7 +57,7 @@ class Listener:
         return self.stop if step >= self.from_step else set()
 
 
-@pytest.mark.parametrize("max_rows", [24, 5])
+@pytest.mark.parametrize("max_rows", [24, 7])
 def test_a_monitor_hears_every_rollout_once_and_changes_none(max_rows: int) -> None:
     """Two prompts at a time, and a prompt in three parts."""
     listener = Listener()

@@ -68,17 +68,22 @@ class Task:
             raise ValueError(f"limit is {limit}: at least 1 problem is needed")
         return list(self.load_split(split)[:limit])
 
-    def bounds(self, weights: Sequence[float] | None = None) -> tuple[float, float] | None:
-        """Return the lowest and highest weighted sum of rewards, None when one is not bounded.
+    def bounds(self, weights: Sequence[float] | None = None) -> tuple[float, float]:
+        """Return the lowest and highest weighted sum of rewards.
 
         `weights`: in the order of `reward_funcs`; default: `reward_weights`. The sums are those of
         the single-precision weights that TRL uses, rounded to single precision once.
 
+        Raises: ValueError when a reward has no bounds.
+
         Example: bounds (0, 1) three times with weights 1, 0.1 and 0.1 give (0, 1.2).
         """
         names = list(self.reward_funcs)
-        if any(name not in self.reward_bounds for name in names):
-            return None
+        if unbounded := [name for name in names if name not in self.reward_bounds]:
+            raise ValueError(
+                f"task {self.name} has no bounds for {', '.join(unbounded)}: set reward_bounds to "
+                "the lowest and highest weighted sum of rewards, or leave early_stop out"
+            )
         weights = weights or [self.reward_weights[name] for name in names]
         weights_F = torch.tensor(weights, dtype=torch.float32).double()
         ends_F2 = torch.tensor([self.reward_bounds[name] for name in names], dtype=torch.float64)
