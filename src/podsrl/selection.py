@@ -12,6 +12,7 @@ from podsrl.core.combine import combine
 from podsrl.core.mask import as_mask
 from podsrl.core.select import select
 from podsrl.core.statistics import reward_statistics, selection_statistics
+from podsrl.core.stratified import frac_unrepresented
 
 BUDGETS = ("per_prompt", "pooled")
 
@@ -57,9 +58,11 @@ class Selection:
             values[f"rewards/{name}/std"] = each["reward_std"]
         return values
 
-    def kept_metrics(self) -> dict[str, Tensor]:
-        """What the selection did, under `pods/`."""
+    def kept_metrics(self, *, stratified: bool = False) -> dict[str, Tensor]:
+        """What the selection did, under `pods/`, and what stratified weights cannot make good."""
         kept = selection_statistics(self.rewards_PN, self.kept_PN)
+        if stratified:
+            kept["frac_unrepresented"] = frac_unrepresented(self.rewards_PN, self.kept_PN)
         return {f"pods/{name}": value for name, value in kept.items()}
 
 
@@ -72,15 +75,16 @@ def choose(
     floor: int = 0,
     cap: int | None = None,
     seed: int = 0,
+    lengths_PN: Tensor | None = None,
 ) -> Tensor:
     """Return the kept rollouts as a mask (P, N): `num_kept` per prompt, or as many on average.
 
     `per_prompt` is `podsrl.select`; `pooled` is `podsrl.core.budget.pooled`, of which each prompt
-    then keeps its number by the same rule.
+    then keeps its number by the same rule. `lengths_PN` is for the rules in `NEEDS_LENGTHS`.
     """
     if budget == "per_prompt":
-        kept_PM = select(rewards_PN, num_kept, rule=rule, seed=seed)
+        kept_PM = select(rewards_PN, num_kept, rule=rule, seed=seed, lengths=lengths_PN)
         return as_mask(kept_PM, rewards_PN.shape[1])
     total = num_kept * len(rewards_PN)
     counts_P = pooled(rewards_PN, total, floor=floor, cap=cap, seed=seed)
-    return select_counts(rewards_PN, counts_P, rule=rule, seed=seed)
+    return select_counts(rewards_PN, counts_P, rule=rule, seed=seed, lengths_PN=lengths_PN)

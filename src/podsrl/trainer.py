@@ -18,12 +18,13 @@ import random
 from typing import Any, ClassVar
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import gather, gather_object
 from torch import Tensor
 from trl import GRPOTrainer
 
 from podsrl.config import PODSConfig
 from podsrl.core.advantage import advantages, masked_advantages
+from podsrl.core.rules import NEEDS_LENGTHS
 from podsrl.experiment.rollout_log import RolloutLog, batch_records
 from podsrl.refill import Rollouts
 from podsrl.refill_hook import Refilling
@@ -115,8 +116,8 @@ class PODSTrainer(EarlyStopping, Refilling, PackedUpdate, GRPOTrainer):
         rollouts = self._refilled(self._sample_and_score(self._per_rollout(self._inputs)))
         inputs, generated = rollouts.inputs, rollouts.generated
         with self.clock.phase("selection"):
-            self._selection = self._select(rollouts.rewards_per_func)
             self._sampled = inputs, generated[3], generated[1]
+            self._selection = self._select(rollouts.rewards_per_func)
             # TRL logs this list and takes its length for the rows of this process.
             prompts[:] = self._kept_of_this_process([row["prompt"] for row in inputs])
             return self._keep(generated)
@@ -168,8 +169,18 @@ class PODSTrainer(EarlyStopping, Refilling, PackedUpdate, GRPOTrainer):
             floor=self.args.budget_floor,
             cap=self.args.budget_cap,
             seed=self._selection_seed(),
+            lengths_PN=self._lengths(),
         )
         return Selection(rewards_per_func_PNF, rewards_PN, kept_PN, self._first_rewards())
+
+    def _lengths(self) -> Tensor | None:
+        """Tokens of the rollouts of all processes, (P, N), where the rule looks at them."""
+        if self.args.selection_rule not in NEEDS_LENGTHS:
+            return None
+        _, _, completion_ids = self._sampled
+        device = self.accelerator.device
+        lengths = gather(torch.tensor([len(ids) for ids in completion_ids], device=device))
+        return lengths.unflatten(0, (-1, self.args.num_rollouts))
 
     def _selection_seed(self) -> int:
         """One seed per generation batch, the same on all processes and after a resume."""
@@ -185,7 +196,16 @@ class PODSTrainer(EarlyStopping, Refilling, PackedUpdate, GRPOTrainer):
             self._pending_extra_logs[column] = keep(values)
         prompt_ids, completion_ids, _, completions, log_probs, _, _, _ = generated
         log_probs = None if log_probs is None else keep(log_probs)
-        return keep(prompt_ids), keep(completion_ids), None, keep(completions), log_probs, {}, None, []
+        return (
+            keep(prompt_ids),
+            keep(completion_ids),
+            None,
+            keep(completions),
+            log_probs,
+            {},
+            None,
+            [],
+        )
 
     def _kept_of_this_process(self, values: list[Any]) -> list[Any]:
         """Of one value per rollout that this process sampled, those of the rows it trains on."""
@@ -216,7 +236,9 @@ class PODSTrainer(EarlyStopping, Refilling, PackedUpdate, GRPOTrainer):
             advantages_PN = masked_advantages(selection.rewards_PN, selection.kept_PN, **options)
             all_advantages = advantages_PN[selection.kept_PN]
         else:
-            all_advantages = advantages(selection.rewards_PN, selection.kept_PM, **options).flatten()
+            all_advantages = advantages(
+                selection.rewards_PN, selection.kept_PM, **options
+            ).flatten()
         num_rows = output["advantages"].shape[0]
         first = self.accelerator.process_index * num_rows
         output["advantages"] = all_advantages[first : first + num_rows].to(output["advantages"])
@@ -229,8 +251,9 @@ class PODSTrainer(EarlyStopping, Refilling, PackedUpdate, GRPOTrainer):
         """TRL's reward metrics over all n instead of the kept m, and `pods/` for the kept ones."""
         assert self._selection is not None
         metrics = self._metrics["train"]
+        is_stratified = self.args.advantage_weights == "stratified"
         over_all = self._selection.reward_metrics(self.reward_weights, self.reward_func_names)
-        values = over_all | self._selection.kept_metrics()
+        values = over_all | self._selection.kept_metrics(stratified=is_stratified)
         values |= self._refill_metrics()
         if self.args.early_stop:
             values |= self._early_stop_metrics(self._selection.rewards_PN, self._selection.kept_PM)

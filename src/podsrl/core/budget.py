@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from podsrl.core import allocate, order
-from podsrl.core.select import RULES
+from podsrl.core.rules import NEEDS_LENGTHS, RULES
 
 FLOORS = (0, 2)
 
@@ -96,7 +96,12 @@ def group_values(rewards_PN: Tensor, cap: int) -> Tensor:
 
 
 def select_counts(
-    rewards_PN: Tensor, counts_P: Tensor, *, rule: str = "max_variance", seed: int = 0
+    rewards_PN: Tensor,
+    counts_P: Tensor,
+    *,
+    rule: str = "max_variance",
+    seed: int = 0,
+    lengths_PN: Tensor | None = None,
 ) -> Tensor:
     """Return the kept rollouts as a bool mask (P, N): of group p the counts_P[p] of the rule.
 
@@ -104,7 +109,8 @@ def select_counts(
     the counts back from the device once.
 
     Raises:
-        ValueError: an unknown rule, or a count outside 0..N.
+        ValueError: an unknown rule, one that needs `lengths_PN` without them, or a count outside
+            0..N.
 
     Example:
         >>> select_counts(torch.tensor([[0, 1.0, 2], [3, 4, 5]]), torch.tensor([0, 2]))
@@ -113,6 +119,11 @@ def select_counts(
     """
     if rule not in RULES:
         raise ValueError(f"rule {rule!r} is unknown; choose from {', '.join(RULES)}")
+    own = {}
+    if rule in NEEDS_LENGTHS:
+        if lengths_PN is None:
+            raise ValueError(f"rule {rule!r} needs the lengths of the rollouts; pass lengths_PN")
+        own = {"lengths_PN": lengths_PN}
     kept_PN = torch.zeros_like(rewards_PN, dtype=torch.bool)
     for count in sorted(set(counts_P.tolist()) - {0}):
         if not 0 < count <= rewards_PN.shape[1]:
@@ -120,7 +131,7 @@ def select_counts(
                 f"a group is to keep {count} of its {rewards_PN.shape[1]} rollouts; pass counts "
                 "between 0 and that."
             )
-        positions_PM = RULES[rule](rewards_PN, count, seed=seed)
+        positions_PM = RULES[rule](rewards_PN, count, seed=seed, **own)
         chosen_PN = torch.zeros_like(kept_PN).scatter_(1, positions_PM, True)
         kept_PN |= chosen_PN & (counts_P == count).unsqueeze(1)
     return kept_PN
