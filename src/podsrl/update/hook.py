@@ -8,7 +8,7 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 from podsrl.update.log_probs import log_probs_by_prompt, packed_log_probs, unwrap
-from podsrl.update.microbatch import balance, regroup
+from podsrl.update.microbatch import balance, regroup, whole_groups
 from podsrl.update.packing import PackedBatch, group_by_prompt, pack
 from podsrl.update.plan import OperationCosts, operation_costs, packed_is_cheaper
 from podsrl.update.support import packing_reason
@@ -95,7 +95,8 @@ class PackedUpdate(GRPOTrainer):
         before = self._buffered_inputs
         inputs = super()._prepare_inputs(generation_batch)
         batches = self._buffered_inputs
-        if not self.args.packed_update or batches is before or batches is None or len(batches) < 2:
+        deals = self.args.packed_update or self._needs_whole_groups()
+        if not deals or batches is before or batches is None or len(batches) < 2:
             return inputs
         self._buffered_inputs = self._by_prompt(batches)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
@@ -105,8 +106,14 @@ class PackedUpdate(GRPOTrainer):
         prompts = torch.cat([batch["prompt_ids"] for batch in batches])
         prompt_mask = torch.cat([batch["prompt_mask"] for batch in batches])
         completion_mask = torch.cat([batch["completion_mask"] for batch in batches])
-        group_B = group_by_prompt(prompts, prompt_mask)
+        if "objective_group" in batches[0]:
+            group_B = torch.cat([batch["objective_group"] for batch in batches])
+        else:
+            group_B = group_by_prompt(prompts, prompt_mask)
         sizes = torch.stack([prompt_mask.sum(1), completion_mask.sum(1), group_B]).tolist()
-        prompt_lengths, completion_lengths, groups = sizes
-        rows = balance(prompt_lengths, completion_lengths, groups, len(batches))
-        return regroup(batches, rows)
+        deal = whole_groups if self._needs_whole_groups() else balance
+        return regroup(batches, deal(*sizes, len(batches)))
+
+    def _needs_whole_groups(self) -> bool:
+        """Whether the loss compares the rows of a prompt, as numbered in the batch."""
+        return False

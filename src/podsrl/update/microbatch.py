@@ -62,6 +62,35 @@ def balance(
     return _hand_out(units, tokens, num_batches, size)
 
 
+def whole_groups(
+    prompt_lengths: Sequence[int],
+    completion_lengths: Sequence[int],
+    groups: Sequence[int],
+    num_batches: int,
+) -> list[list[int]]:
+    """Divide rows into `num_batches` micro-batches of nearly equal tokens that tear no group.
+
+    `balance` where all groups have one size that divides a micro-batch. Otherwise groups are handed
+    out largest first, each to the lightest micro-batch: these then have different numbers of rows,
+    and with fewer groups than micro-batches some have none.
+
+    Args, result and what is raised: as `balance`.
+
+    Example:
+        >>> whole_groups([1] * 6, [5] * 6, [0, 0, 0, 1, 2, 2], 2)
+        [[0, 1, 2], [3, 4, 5]]
+    """
+    members: dict[int, list[int]] = {}
+    for row, group in enumerate(groups):
+        members.setdefault(group, []).append(row)
+    sizes = {len(rows) for rows in members.values()}
+    if len(sizes) == 1 and len(groups) % (num_batches * max(sizes)) == 0:
+        return balance(prompt_lengths, completion_lengths, groups, num_batches)
+    units = list(members.values())
+    tokens = [prompt_lengths[u[0]] + sum(completion_lengths[row] for row in u) for u in units]
+    return _hand_out(units, tokens, num_batches, len(groups))
+
+
 def _cut(rows: list[int], lengths: Sequence[int], size: int) -> list[list[int]]:
     """Parts of `size` rows, the longest rows dealt back and forth so that parts weigh alike."""
     num_parts = len(rows) // size
