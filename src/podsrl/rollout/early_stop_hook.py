@@ -16,6 +16,7 @@ from trl.data_utils import is_conversational
 from trl.trainer.utils import is_async_callable
 
 from podsrl.rollout.early_stop import EarlyStop, steps_between_decisions
+from podsrl.rollout.early_stop_metrics import early_stop_metrics
 from podsrl.rollout.hook import FastSampling
 
 NOT_COLUMNS = ("prompt", "completion", "completion_ids")
@@ -179,28 +180,3 @@ def refuse_early_stop(arguments: dict[str, Any]) -> None:
                 f"{'a model' if is_model else 'async'}: give plain functions, or leave early_stop "
                 "out."
             )
-
-
-def early_stop_metrics(
-    rewards_PN: Tensor,
-    kept_PM: Tensor,
-    *,
-    has_ended_PN: Tensor,
-    length_PN: Tensor,
-    max_length: int,
-) -> dict[str, Tensor]:
-    """Scalar tensors on what stopping saved and whom it preferred; docs/metrics.md defines them.
-
-    length_PN: tokens drawn of each rollout. With lengths 2, 4 and 3, the last one stopped, and
-    max_length 8, at most 5 more tokens would have been drawn: 5 / (9 + 5) = 0.357 saved.
-    """
-    length_PN = length_PN.double()
-    num_saved = (max_length - length_PN).masked_fill(has_ended_PN, 0).sum()
-    failed_PN = rewards_PN.isnan() & has_ended_PN
-    return {
-        "pods/frac_rollouts_stopped": (~has_ended_PN).double().mean(),
-        "pods/frac_tokens_saved": num_saved / (num_saved + length_PN.sum()),
-        "pods/finished_mean_length": length_PN[has_ended_PN].mean(),
-        "pods/kept_mean_length": length_PN.gather(1, kept_PM).mean(),
-        "pods/frac_no_reward": failed_PN.sum() / has_ended_PN.sum(),
-    }
