@@ -1,9 +1,11 @@
-"""The report page in a real browser: it renders, nothing is missing, nothing sticks out."""
+"""The report's files, and the page in a real browser: nothing is missing, nothing sticks out."""
 
+import json
+import re
 from pathlib import Path
 
 import pytest
-from arms import write_comparison
+from arms import ROWS, write_comparison
 
 from browser import Browser, open_browser
 from podsrl.experiment.report import write_report
@@ -28,16 +30,36 @@ MEASURE = """(() => {
 
 
 @pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a report in which an arm's name looks like HTML."""
+    folder = tmp_path_factory.mktemp("report")
+    rows = {"grpo": ROWS["grpo"], "<b>&": ROWS["pods"]}
+    write_report([write_comparison(folder / "sums", rows)], folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
 def browser():
     with open_browser() as found:
         yield found
 
 
-@pytest.fixture(scope="module")
-def page_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("report")
-    write_report([write_comparison(folder / "sums")], folder)
-    return folder / "report.html"
+def test_page_figures_and_numbers_are_written(written: Path):
+    names = {path.name for path in (written / "figures").iterdir()}
+    for figure in ("accuracy-over-time", "accuracy-over-step", "format-rate-over-time", "phases"):
+        assert {f"sums-{figure}.svg", f"sums-{figure}.png"} <= names
+    (comparison,) = json.loads((written / "summary.json").read_text())["comparisons"]
+    assert "2.25 times as fast" in comparison["findings"][0]
+
+
+def test_the_page_needs_nothing_else(written: Path):
+    page = (written / "report.html").read_text()
+    assert "<b>" not in page
+    assert not re.findall(r"(?:src|href)=\"(?!#|data:)", page)
+    assert "@import" not in page
+    ids = re.findall(r"\bid=\"([^\"]+)", page)
+    assert len(ids) == len(set(ids))
+    assert all(f'id="{used}"' in page for used in re.findall(r"url\(#([^)]+)\)", page))
 
 
 def brightness(color: str) -> float:
@@ -48,8 +70,8 @@ def brightness(color: str) -> float:
 
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_page(browser: Browser, page_path: Path, tmp_path: Path, width: int, scheme: str):
-    page = browser.open(page_path, width=width, scheme=scheme)
+def test_page(browser: Browser, written: Path, tmp_path: Path, width: int, scheme: str):
+    page = browser.open(written / "report.html", width=width, scheme=scheme)
     assert page.errors == []
     found = page.evaluate(MEASURE)
     assert found["overflow"] <= 0

@@ -91,9 +91,9 @@ def curve_of(arm: Arm, measure: str, *, over: str = "seconds") -> Curve | None:
 
     Over seconds, the grid is the arm's marks (the nominal times of evaluation) that every run
     reached; each run is interpolated linearly between its evaluations, which come up to one step
-    after their mark. Runs without marks, and curves over steps, use the times (steps) of the run
-    with the fewest evaluations, within what all runs cover. Beyond its last evaluation a run is
-    held constant, which concerns a last step that ended before the last mark.
+    after their mark. Runs without marks, and curves over steps, have as many evenly spaced points
+    as the run with the fewest evaluations, within what all runs cover. Beyond its last evaluation
+    a run is held constant, which concerns a last step that ended before the last mark.
 
     Example: marks 0, 60, 120, evaluated at 0, 64, 121 s with accuracy 0.2, 0.3, 0.5: at 60 s
     0.2 + 0.1 x 60/64 = 0.294.
@@ -110,15 +110,14 @@ def curve_of(arm: Arm, measure: str, *, over: str = "seconds") -> Curve | None:
 
 
 def _grid(runs: list[list[Point]], over: str) -> np.ndarray:
-    marks = [{p["mark"] for p in points if p.get("mark") is not None} for points in runs]
-    if over == "seconds" and all(marks):
-        last = min(max(reached) for reached in marks)
-        return np.array(sorted(mark for mark in set().union(*marks) if mark <= last), dtype=float)
+    marked = [[point for point in points if point.get("mark") is not None] for points in runs]
+    if over == "seconds" and all(marked):
+        columns = [_column(points, "mark") for points in marked]
+        marks = np.unique(np.concatenate(columns))
+        return marks[marks <= min(column.max() for column in columns)]
     columns = [_column(points, over) for points in runs]
     first, last = max(column[0] for column in columns), min(column[-1] for column in columns)
-    inner = min(columns, key=len)
-    inner = inner[(inner > first) & (inner < last)]
-    return np.unique(np.concatenate([[first], inner, [last]]))
+    return np.linspace(first, max(first, last), min(map(len, columns)) if last > first else 1)
 
 
 def _column(points: Sequence[Point], key: str) -> np.ndarray:

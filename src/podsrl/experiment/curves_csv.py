@@ -9,6 +9,7 @@ import csv
 import re
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 from podsrl.experiment.curves import Arm, ComparisonCurves, Point, Run
 
@@ -106,7 +107,7 @@ def _family(setting: str) -> str:
 
 def _arm(setting: str, runs: dict[str, list[Point]], start: list[Point]) -> Arm:
     match = NAME.fullmatch(setting)
-    name, settings = setting, {"setting": setting}
+    name, settings = setting, dict[str, Any](setting=setting)
     if match:
         name = f"{match['n']}/{match['m']}{match['rest'] or ''}"
         settings |= {"num_rollouts": int(match["n"]), "num_generations": int(match["m"])}

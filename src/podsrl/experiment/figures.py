@@ -1,51 +1,33 @@
-"""The figures of a report, as SVG text in the colours of a light page."""
+"""The figures of a comparison, in the order of the page."""
 
-import io
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from podsrl.experiment.curves import ComparisonCurves, curve_of
-from podsrl.experiment.figures_theme import GRID, INK, MARKERS, STYLE, color_of
-from podsrl.experiment.speedup import band
-
-PHASE_COLORS = {
-    "sampling": "#2f6fb5",
-    "rewards": "#b58a1b",
-    "selection": "#3b8f5c",
-    "update": "#b3502e",
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """One drawing: a short name for files, a title, what it shows in words, and a drawer."""
-
-    name: str
-    title: str
-    alt: str
-    svg: str
-    png: bytes
+from podsrl.experiment.curves import ComparisonCurves
+from podsrl.experiment.figures_drawing import Figure, figure
+from podsrl.experiment.figures_lines import Unit, line_figure
+from podsrl.experiment.figures_theme import PHASES
 
 
 def draw_figures(comparison: ComparisonCurves, summary: dict[str, Any]) -> list[Figure]:
-    """Return the figures that the comparison's measures allow, in the order of the page."""
+    """Return the figures that the comparison's measures allow."""
     unit = time_unit(summary)
     drawn = [
-        _lines(comparison, "accuracy", "seconds", "Accuracy over training time", unit),
-        _lines(comparison, "accuracy", "step", "Accuracy over optimizer steps", unit),
-        _lines(comparison, "both_rate", "seconds", "Right answers in the asked format", unit),
-        _lines(comparison, "format_rate", "seconds", "Answers in the asked format", unit),
-        _lines(comparison, "mean_length", "seconds", "Length of answers, tokens", unit),
-        _lines(comparison, "reward", "seconds", "Reward, all sampled rollouts", unit),
+        line_figure(
+            comparison, "accuracy", "Accuracy over training time", unit=unit, summary=summary
+        ),
+        line_figure(comparison, "accuracy", "Accuracy over optimizer steps"),
+        line_figure(comparison, "both_rate", "Right answers in the asked format", unit=unit),
+        line_figure(comparison, "format_rate", "Answers in the asked format", unit=unit),
+        line_figure(comparison, "mean_length", "Length of answers, tokens", unit=unit),
+        line_figure(comparison, "reward", "Reward, all sampled rollouts", unit=unit),
         _phases(summary),
     ]
-    return [figure for figure in drawn if figure is not None]
+    return [found for found in drawn if found is not None]
 
 
-def time_unit(summary: dict[str, Any]) -> tuple[str, float]:
+def time_unit(summary: dict[str, Any]) -> Unit:
     """Return the unit in which the window is a number people read easily, and its seconds."""
     ends = [
         measures["accuracy"]["final_seconds"]
@@ -58,47 +40,6 @@ def time_unit(summary: dict[str, Any]) -> tuple[str, float]:
     return ("min", 60.0) if window >= 180 else ("s", 1.0)
 
 
-def _lines(
-    comparison: ComparisonCurves, measure: str, over: str, title: str, unit: tuple[str, float]
-) -> Figure | None:
-    """Mean over runs with a 95 % band, one line per arm."""
-    curves = {
-        name: curve
-        for name, arm in comparison.arms.items()
-        if arm.used and (curve := _curve(arm, measure, over)) is not None
-    }
-    if not curves:
-        return None
-    scale = 100.0 if measure in ("accuracy", "both_rate", "format_rate") else 1.0
-    divisor = unit[1] if over == "seconds" else 1.0
-
-    def draw(axes: Any) -> None:
-        for name, curve in curves.items():
-            # Grey is the baseline's; without one, no arm is grey.
-            index = list(comparison.arms).index(name) + (comparison.baseline is None)
-            color = color_of(index)
-            at_K, mean_K = curve.at_K / divisor, scale * curve.mean_K
-            bounds = band(curve)
-            if bounds is not None:
-                low_K, high_K = (scale * bound for bound in bounds)
-                axes.fill_between(at_K, low_K, high_K, color=color, alpha=0.16, linewidth=0)
-            marker = MARKERS[index % len(MARKERS)]
-            axes.plot(at_K, mean_K, color=color, marker=marker, markersize=3.2, label=name)
-        axes.set_xlabel(f"training time, {unit[0]}" if over == "seconds" else "optimizer step")
-        if scale == 100.0:
-            axes.yaxis.set_major_formatter("{x:g} %")
-
-    ends = [f"{name} ends at {scale * c.mean_K[-1]:.1f}" for name, c in curves.items()]
-    alt = f"{title}: {'; '.join(ends)}{' %' if scale == 100.0 else ''}."
-    return _figure(f"{measure}-{over}".replace("_", "-"), title, alt, draw)
-
-
-def _curve(arm: Any, measure: str, over: str) -> Any:
-    if over == "step" and not all(p.get("step") is not None for r in arm.used for p in r.points):
-        return None
-    return curve_of(arm, measure, over=over)
-
-
 def _phases(summary: dict[str, Any]) -> Figure | None:
     """Seconds per step, one stacked bar per arm."""
     arms = {name: arm["phases"] for name, arm in summary["arms"].items() if arm["phases"]}
@@ -108,7 +49,7 @@ def _phases(summary: dict[str, Any]) -> Figure | None:
 
     def draw(axes: Any) -> None:
         left = np.zeros(len(names))
-        for phase, color in PHASE_COLORS.items():
+        for phase, (color, _) in PHASES.items():
             width = np.array([arms[name].get(phase, 0.0) for name in names])
             axes.barh(names, width, left=left, color=color, label=phase, height=0.62)
             left += width
@@ -121,26 +62,10 @@ def _phases(summary: dict[str, Any]) -> Figure | None:
         f"and update {phases.get('update', 0):.2f}"
         for name, phases in arms.items()
     ]
-    return _figure("phases", "Where a step's time goes", f"Per step: {'; '.join(parts)}.", draw)
-
-
-def _figure(name: str, title: str, alt: str, draw: Callable[[Any], None]) -> Figure:
-    import matplotlib
-    from matplotlib.figure import Figure as Drawing
-
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
-        drawing = Drawing(figsize=(4.6, 3.1), layout="constrained")
-        axes = drawing.subplots()
-        draw(axes)
-        axes.grid(color=GRID, linewidth=0.6)
-        axes.set_axisbelow(True)
-        for side in ("top", "right", "left"):
-            axes.spines[side].set_visible(False)
-        handles, labels = axes.get_legend_handles_labels()
-        drawing.legend(
-            handles, labels, loc="outside upper left", ncols=4, frameon=False, labelcolor=INK
-        )
-        svg, png = io.StringIO(), io.BytesIO()
-        drawing.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
-        drawing.savefig(png, format="png", dpi=200, facecolor="white")
-    return Figure(name=name, title=title, alt=alt, svg=svg.getvalue(), png=png.getvalue())
+    return figure(
+        name="phases",
+        title="Where a step's time goes",
+        caption="Seconds per optimizer step, mean over runs.",
+        alt=f"Per step: {'; '.join(parts)}.",
+        draw=draw,
+    )

@@ -18,15 +18,16 @@ ARMS = (
 """Light and dark colour of each arm, the baseline's (grey) first."""
 
 PHASES = {
-    "#2f6fb5": "#6fb1ff",
-    "#b58a1b": "#e3c04d",
-    "#3b8f5c": "#5ccf9c",
-    "#b3502e": "#ff9a66",
+    "sampling": ("#2f6fb5", "#6fb1ff"),
+    "rewards": ("#b58a1b", "#e3c04d"),
+    "selection": ("#3b8f5c", "#5ccf9c"),
+    "update": ("#b3502e", "#ff9a66"),
 }
+"""Light and dark colour of each phase of a step."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
 
 STYLE: dict[str, Any] = {
-    "font.size": 9.0,
+    "font.size": 10.0,
     "font.family": "sans-serif",
     "svg.fonttype": "none",
     "text.color": INK,
@@ -57,7 +58,7 @@ def css_variables() -> tuple[str, str]:
     dark = {"--ink": "#eceef1", "--muted": "#a7aeb9", "--grid": "#333941"}
     for index, pair in enumerate(ARMS):
         light[f"--arm-{index}"], dark[f"--arm-{index}"] = pair
-    for index, pair in enumerate(PHASES.items()):
+    for index, pair in enumerate(PHASES.values()):
         light[f"--phase-{index}"], dark[f"--phase-{index}"] = pair
     return tuple(  # type: ignore[return-value]
         "".join(f"{name}:{value};" for name, value in variables.items())
@@ -88,4 +89,4 @@ def _font(match: re.Match[str]) -> str:
 def _names() -> dict[str, str]:
     names = {"--ink": INK, "--muted": MUTED, "--grid": GRID}
     names |= {f"--arm-{index}": light for index, (light, _) in enumerate(ARMS)}
-    return names | {f"--phase-{index}": light for index, light in enumerate(PHASES)}
+    return names | {f"--phase-{index}": light for index, (light, _) in enumerate(PHASES.values())}

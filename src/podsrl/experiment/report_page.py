@@ -1,15 +1,17 @@
 """The report as one HTML page that needs nothing else: style and figures are inside it."""
 
+import re
 from collections.abc import Sequence
 from html import escape
 from typing import Any
 
 from podsrl import __version__
-from podsrl.experiment.figures import Figure, time_unit
+from podsrl.experiment.figures import time_unit
+from podsrl.experiment.figures_drawing import Figure
 from podsrl.experiment.figures_theme import inline
 from podsrl.experiment.report_sentences import Unit, duration, sentences
 from podsrl.experiment.report_style import STYLE
-from podsrl.experiment.report_tables import overview, tables
+from podsrl.experiment.report_tables import main_tables, more_tables, overview
 
 ABOUT_LABELS = {
     "training_seconds": "training time per run",
@@ -33,7 +35,7 @@ def page(summaries: Sequence[dict[str, Any]], figures: Sequence[Sequence[Figure]
     title = summaries[0]["title"] if len(summaries) == 1 else "Arms at equal training time"
     several = overview(summaries, units) if len(summaries) > 1 else ""
     sections = "".join(
-        _section(index, *parts)
+        _section(index, *parts, alone=len(summaries) == 1)
         for index, parts in enumerate(zip(summaries, figures, units, strict=True), 1)
     )
     return (
@@ -42,7 +44,7 @@ def page(summaries: Sequence[dict[str, Any]], figures: Sequence[Sequence[Figure]
         '<link rel="icon" href="data:,">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>"
         f'<header><h1>{escape(title)}</h1><p class="lede">{_lede(summaries)}</p></header>'
-        f"<main>{several}{sections}{HOW}</main>"
+        f"<main>{_unbroken(several + sections + HOW)}</main>"
         f"<footer>podsrl {escape(__version__)} report. All numbers: summary.json beside this page."
         "</footer></body></html>\n"
     )
@@ -55,14 +57,16 @@ def _lede(summaries: Sequence[dict[str, Any]]) -> str:
         return (
             f"{_count(len(arms), 'arm')}, {_count(runs, 'run')}, compared at equal training time."
         )
-    return f"{len(summaries)} comparisons of {_count(len(arms), 'arm')} at equal training time."
+    return f"{len(summaries)} comparisons, each at equal training time."
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _section(index: int, summary: dict[str, Any], figures: Sequence[Figure], unit: Unit) -> str:
+def _section(
+    index: int, summary: dict[str, Any], figures: Sequence[Figure], unit: Unit, *, alone: bool
+) -> str:
     follows = "".join(f"<li>{escape(text)}</li>" for text in sentences(summary, unit))
     notes = "".join(f"<li>{escape(text)}</li>" for text in summary["notes"])
     note_box = f'<h3>To know beforehand</h3><div class="notes"><ul>{notes}</ul></div>'
@@ -72,7 +76,9 @@ def _section(index: int, summary: dict[str, Any], figures: Sequence[Figure], uni
         f"<h3>What was run</h3>{_about(summary, unit)}{note_box if notes else ''}"
         f"<h3>What follows</h3><ul>{follows}</ul>"
         f'<h3>Figures</h3><div class="figures">{drawn}</div>'
-        f"<h3>Numbers</h3>{tables(summary, unit)}</section>"
+        f"<h3>Numbers</h3>{main_tables(summary, unit)}"
+        f"<details{' open' if alone else ''}><summary>More numbers: final and highest values, "
+        f"seconds per step, settings</summary>{more_tables(summary, unit)}</details></section>"
     )
 
 
@@ -102,12 +108,12 @@ def _arm(name: str, arm: dict[str, Any]) -> str:
 
 def _figure(figure: Figure, prefix: str) -> str:
     drawing = inline(figure.svg, prefix, escape(figure.alt))
-    band = (
-        "Seconds per optimizer step, mean over runs"
-        if figure.name == "phases"
-        else ("Mean over runs, band 95 %")
-    )
     return (
-        f"<figure><figcaption>{escape(figure.title)}<small>{band}</small></figcaption>"
-        f"{drawing}</figure>"
+        f"<figure><figcaption>{escape(figure.title)}<small>{escape(figure.caption)}</small>"
+        f"</figcaption>{drawing}</figure>"
     )
+
+
+def _unbroken(html: str) -> str:
+    """Keep a number and its unit on one line."""
+    return re.sub(r"(?<=\d) (?=(?:%|h|min|s|GiB)\b|%)", "\u00a0", html)

@@ -80,7 +80,8 @@ def _speed_up_sentence(arm: str, base: str, speed_ups: dict[str, Any], unit: Uni
 
 def _told(speed_ups: dict[str, Any]) -> str:
     never = speed_ups["peak"]["interpolated"]["frac_never"]
-    chance = f" In {100 * never:.0f} % of the draws it never got there." if never else ""
+    share = "under 1" if never and never < 0.01 else f"{100 * (never or 0):.0f}"
+    chance = f" In {share} % of the draws it never got there." if never else ""
     judged = verdict(speed_ups)
     if judged.startswith("one run"):
         return " With one run in an arm no interval can be given: it may be chance."
@@ -108,9 +109,14 @@ def _points(difference: dict[str, Any], base: str) -> str:
     text = f"{abs(value):.1f} points {side} {base}'s"
     if difference["low"] is None:
         return f"{text} (too few runs for an interval)"
-    bounds = f"{100 * difference['low']:.1f} to {100 * difference['high']:.1f}"
+    low, high = (signless_zero(100 * difference[bound]) for bound in ("low", "high"))
     none = "" if is_told(difference) else ", so no difference can be told"
-    return f"{text} ({bounds}{none})"
+    return f"{text} ({low} to {high}{none})"
+
+
+def signless_zero(value: float) -> str:
+    """The value with one decimal, never -0.0."""
+    return f"{round(value, 1) + 0.0:.1f}"
 
 
 def is_told(difference: dict[str, Any]) -> bool:

@@ -53,7 +53,10 @@ th,td{padding:.42rem .9rem .42rem 0;text-align:left;vertical-align:baseline;
   border-bottom:1px solid var(--line);white-space:nowrap}
 thead th{color:var(--muted);font-weight:500;font-size:.8rem;white-space:normal;
   vertical-align:bottom}
-tbody th{font-weight:600}
+tbody th{font-weight:600;white-space:normal;min-width:7.5rem}
+details{margin:1.2rem 0}
+summary{cursor:pointer;color:var(--link);font-size:.9rem;
+  font-family:system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",sans-serif}
 .bounds{color:var(--muted);font-size:.92em;margin-left:.3em}
 strong .bounds{font-weight:400}
 .notes{background:var(--soft);border-left:3px solid var(--arm-2);border-radius:.2rem;

@@ -120,7 +120,7 @@ def _collapses(curves: dict[str, Curve]) -> list[Any]:
 def _seconds_per_step(arm: Arm) -> Estimate | None:
     """Training seconds over steps at each run's last evaluation."""
     ends = [run.points[-1] for run in arm.used]
-    values = [(end["seconds"] or 0.0) / end["step"] for end in ends if end.get("step")]
+    values = [(end["seconds"] or 0.0) / step for end in ends if (step := end.get("step"))]
     return estimate(np.array(values)) if values else None
 
 

@@ -68,12 +68,15 @@ def overview(summaries: Sequence[dict[str, Any]], units: Sequence[Unit]) -> str:
     return table("All comparisons", (*head, "over the window, points", "faster or slower"), rows)
 
 
-def tables(summary: dict[str, Any], unit: Unit) -> str:
-    """Return all tables of one comparison."""
+def main_tables(summary: dict[str, Any], unit: Unit) -> str:
+    """Return the tables that compare arms with the baseline."""
+    return _speed_ups(summary, unit) + _differences(summary, unit)
+
+
+def more_tables(summary: dict[str, Any], unit: Unit) -> str:
+    """Return the tables of each arm by itself."""
     return "".join(
         (
-            _speed_ups(summary, unit),
-            _differences(summary, unit),
             _measures(summary, unit),
             _step_seconds(summary),
             _fit(summary["step_seconds_fit"]),

@@ -5,7 +5,7 @@ Infinite seconds mean "never within what was measured"; a ratio of 0 means the s
 """
 
 import math
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -178,7 +178,7 @@ def final_and_peak(curve: Curve) -> dict[str, Estimate | float]:
     }
 
 
-def differences(baseline: Curve, arm: Curve) -> dict[str, dict[str, float | bool | None]]:
+def differences(baseline: Curve, arm: Curve) -> dict[str, dict[str, Any]]:
     """Return arm minus baseline, over the window and at its end, with 95 % intervals.
 
     The window is what both arms were measured over, without time 0; its mean is over the
@@ -212,22 +212,17 @@ def differences(baseline: Curve, arm: Curve) -> dict[str, dict[str, float | bool
 
 def _difference(
     base_S: np.ndarray, arm_S: np.ndarray, pairs: list[tuple[int, int]]
-) -> dict[str, float | bool | None]:
+) -> dict[str, Any]:
     if len(pairs) > 1:
         found = estimate(np.array([arm_S[ours] - base_S[theirs] for theirs, ours in pairs]))
         return {**found, "paired": True}
     value = float(arm_S.mean() - base_S.mean())
-    if min(len(base_S), len(arm_S)) < 2:
-        return {"value": value, "low": None, "high": None, "num_runs": 1, "paired": False}
-    half = _welch_half(base_S, arm_S)
     num_runs = len(base_S) + len(arm_S)
-    return {
-        "value": value,
-        "low": value - half,
-        "high": value + half,
-        "num_runs": num_runs,
-        "paired": False,
-    }
+    low = high = None
+    if min(len(base_S), len(arm_S)) > 1:
+        half = _welch_half(base_S, arm_S)
+        low, high = value - half, value + half
+    return {"value": value, "low": low, "high": high, "num_runs": num_runs, "paired": False}
 
 
 def _welch_half(base_S: np.ndarray, arm_S: np.ndarray) -> float:
