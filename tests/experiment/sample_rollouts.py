@@ -10,7 +10,7 @@ from podsrl import select
 from podsrl.experiment.rollout_log import FILE_NAME, RolloutLog, batch_records
 from podsrl.selection import Selection
 
-WORDS = "we add the tens first then the ones so that sum is carry one and write it down".split()
+WORDS = ["we", "add", "the", "tens", "first", "then", "ones", "so", "sum", "is", "carry", "one"]
 HEADER = {
     "reward_names": ["correctness", "format"],
     "reward_weights": [1.0, 0.1],

@@ -145,7 +145,7 @@ function goNear(index) {
 function groupOfHash() {
   const match = /^#step-(\d+)-prompt-(\d+)$/.exec(location.hash);
   if (!match) return -1;
-  return groups.findIndex((g) => g.step === Number(match[1]) && g.prompt === Number(match[2]));
+  return groups.findIndex((g) => g.step === Number(match[1]) && g.prompt + 1 === Number(match[2]));
 }
 
 function onKey(event) {
@@ -203,8 +203,9 @@ function histogram(group) {
     if (bar.kept)
       column.append(svgElement("rect", { class: "bar kept", x, y: keptTop, width: thick, height: tall(bar.kept) }));
     if (all.length <= 16 && bar.kept + bar.dropped) {
-      const text = bar.kept ? `${bar.kept}/${bar.kept + bar.dropped}` : String(bar.dropped);
-      column.append(svgElement("text", { class: "amount", x: x + thick / 2, y: droppedTop - 4 }, all.length > 9 ? String(bar.kept + bar.dropped) : text));
+      const sum = bar.kept + bar.dropped;
+      const text = bar.kept && bar.dropped && all.length < 8 ? `${bar.kept} of ${sum}` : String(sum);
+      column.append(svgElement("text", { class: "amount", x: x + thick / 2, y: droppedTop - 4 }, text));
     }
     picture.append(column);
   });
@@ -218,12 +219,19 @@ function histogram(group) {
   return picture;
 }
 
+function means(group) {
+  const all = scored(group);
+  const kept = group.rewards.filter((reward, i) => group.kept[i] && reward !== null);
+  if (!all.length) return "no rewards";
+  return `mean ${show(mean(all))}` + (kept.length ? `, of the kept ${show(mean(kept))}` : "");
+}
+
 function drawMap() {
   const stepNumbers = [...new Set(groups.map((group) => group.step))];
   const column = new Map(stepNumbers.map((step, i) => [step, i]));
   const tallest = Math.max(...groups.map((group) => group.prompt)) + 1;
-  const means = groups.map((group) => (scored(group).length ? mean(scored(group)) : null));
-  const known = means.filter((value) => value !== null);
+  const averages = groups.map((group) => (scored(group).length ? mean(scored(group)) : null));
+  const known = averages.filter((value) => value !== null);
   const [low, high] = [Math.min(...known), Math.max(...known)];
   const picture = svgElement("svg", {
     viewBox: `0 0 ${stepNumbers.length * 10} ${tallest * 10}`, preserveAspectRatio: "none",
@@ -231,8 +239,8 @@ function drawMap() {
     role: "img", "aria-label": `Mean reward of ${plural(groups.length, "prompt")}, from ${show(low)} to ${show(high)}`,
   });
   groups.forEach((group, i) => {
-    const tone = means[i] === null || high === low ? 0.5 : (means[i] - low) / (high - low);
-    const title = `step ${group.step}, prompt ${group.prompt + 1}: mean reward ${show(means[i])}`;
+    const tone = averages[i] === null || high === low ? 0.5 : (averages[i] - low) / (high - low);
+    const title = `step ${group.step}, prompt ${group.prompt + 1}: mean reward ${show(averages[i])}`;
     const cell = svgElement("rect", {
       class: "cell", x: column.get(group.step) * 10 + 0.6, y: group.prompt * 10 + 0.6, width: 8.8, height: 8.8,
       "fill-opacity": 0.12 + 0.88 * tone, "data-index": i,
@@ -248,11 +256,19 @@ function drawMap() {
 
 // ---- the group ----------------------------------------------------------------------------
 
+function reason(group, i) {
+  const why = group.why[i];
+  const text = `${WHY_MARK[why] ?? "•"} ${words(why)}`;
+  if (why !== "tie") return text;
+  const same = group.rewards.map((_, j) => j).filter((j) => group.rewards[j] === group.rewards[i]);
+  return `${text}, ${same.filter((j) => group.kept[j]).length} of ${same.length}`;
+}
+
 function card(group, i) {
   const kept = Boolean(group.kept[i]);
   const head = element("header", {},
     element("span", { className: "reward", textContent: show(group.rewards[i]) }),
-    element("span", { className: `badge ${group.why[i]}`, textContent: `${WHY_MARK[group.why[i]] ?? "•"} ${words(group.why[i])}` }),
+    element("span", { className: `badge ${group.why[i]}`, textContent: reason(group, i) }),
     element("span", { className: "position", textContent: `#${i + 1}` }));
   const facts = element("dl", { className: "facts" });
   const fact = (name, value) => facts.append(element("div", {}, element("dt", { textContent: name }), element("dd", { textContent: value })));
@@ -306,6 +322,7 @@ function draw() {
   byId("question").replaceChildren(...marked(group.question ?? ""));
   byId("answer").replaceChildren(...(group.answer === undefined ? [] : ["Answer: ", ...marked(group.answer)]));
   byId("histogram").replaceChildren(histogram(group));
+  byId("means").textContent = means(group);
   drawColumn("kept", group, true);
   drawColumn("dropped", group, false);
   for (const cell of byId("map").querySelectorAll(".cell")) {
@@ -314,7 +331,7 @@ function draw() {
   }
   clearTimeout(addressTimer); // browsers refuse many changes of the address in a row
   addressTimer = setTimeout(
-    () => history.replaceState(null, "", `#step-${group.step}-prompt-${group.prompt}`), ADDRESS_MS
+    () => history.replaceState(null, "", `#step-${group.step}-prompt-${group.prompt + 1}`), ADDRESS_MS
   );
 }
 
