@@ -3,9 +3,10 @@
 from dataclasses import dataclass, field
 from math import inf
 
-from podsrl.advantage_config import AGGREGATION, AdvantageConfig
+from podsrl.advantage_config import AGGREGATION
 from podsrl.core.budget import FLOORS
 from podsrl.core.select import RULES
+from podsrl.objective.config import ObjectiveConfig
 from podsrl.schedule import smallest_unit
 from podsrl.selection import BUDGETS
 
@@ -13,7 +14,7 @@ DEFAULT_ROLLOUTS_PER_KEPT = 4
 
 
 @dataclass
-class PODSConfig(AdvantageConfig):
+class PODSConfig(ObjectiveConfig):
     """GRPOConfig in which n rollouts are sampled per prompt and m = `num_generations` are trained.
 
     Every batch size keeps its GRPO meaning, counted in kept rollouts: a step with
@@ -41,8 +42,8 @@ class PODSConfig(AdvantageConfig):
     budget: str = field(
         default="per_prompt",
         metadata={
-            "help": "How a step's kept rollouts are shared by its prompts: 'per_prompt' (m each) or "
-            "'pooled' (as many in all, more where rewards differ more). See docs/budget.md."
+            "help": "How a step's kept rollouts are shared by its prompts: 'per_prompt' (m each) "
+            "or 'pooled' (as many in all, more where rewards differ more). See docs/budget.md."
         },
     )
     budget_floor: int = field(

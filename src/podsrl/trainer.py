@@ -26,6 +26,7 @@ from podsrl.config import PODSConfig
 from podsrl.core.advantage import advantages, masked_advantages
 from podsrl.core.rules import NEEDS_LENGTHS
 from podsrl.experiment.rollout_log import RolloutLog, batch_records
+from podsrl.objective.hook import ObjectiveHook
 from podsrl.refill import Rollouts
 from podsrl.refill_hook import Refilling
 from podsrl.rollout.early_stop_hook import EarlyStopping, refuse_early_stop
@@ -50,7 +51,7 @@ CITATION = f"""@article{{xu2025pods,
 }}"""
 
 
-class PODSTrainer(EarlyStopping, Refilling, PackedUpdate, GRPOTrainer):
+class PODSTrainer(EarlyStopping, Refilling, ObjectiveHook, PackedUpdate, GRPOTrainer):
     """GRPOTrainer that samples n rollouts per prompt and updates on the m that a rule keeps.
 
     Takes exactly GRPOTrainer's arguments, with a `PODSConfig` as `args`. Reward functions run once,
@@ -85,6 +86,7 @@ class PODSTrainer(EarlyStopping, Refilling, PackedUpdate, GRPOTrainer):
             )
         self._check_can_stop_early()
         self._check_can_refill()
+        self._check_objective()
         self.clock = PhaseClock(self.accelerator.device)
         self._inputs: list[dict[str, Any]] | None = None
         self._selection: Selection | None = None
