@@ -195,9 +195,7 @@ def test_long_texts_unfold(browser: Browser, tmp_path: Path) -> None:
     assert page.evaluate("document.querySelector('#kept .more').textContent") == "Show less"
 
 
-def test_the_address_names_the_prompt_and_controls_have_names(
-    browser: Browser, tmp_path: Path
-) -> None:
+def test_prompts_have_addresses_and_controls_names(browser: Browser, tmp_path: Path) -> None:
     page = open_view(browser, write_log(tmp_path))
     page.evaluate("location.hash = '#step-2-prompt-3'; new Promise((d) => setTimeout(d, 50))")
     assert place(page) == "Step 2, prompt 3"
