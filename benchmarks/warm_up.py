@@ -1,14 +1,20 @@
-"""A small model that can add a little: supervised training on two cores in about two minutes.
+"""A small model that can add but often slips: supervised training on one core in ten minutes.
 
     python benchmarks/warm_up.py --output runs/adder
 
 Comparisons that need many seeds start from this model instead of the packaged one: a Llama of
-about two million parameters with a tokenizer of its own, taught for a while to work out
-`12 + 45 - 7 =` as `57 50`, running totals first, and left well below what it could learn. The
-questions follow a seed that no training run uses; held-out questions are never among them.
+less than a million parameters with a tokenizer of its own. Its teacher works out
+`3 + 4 - 9 + 1 =` as ` 7 -2 -1`, running totals first, but slips on the last term: with a
+probability between 0.35 and 0.98 that grows with the first term, in one of three ways that follow
+from the second. So the model knows how to be right, and is so on some questions more often than on
+others, which is what a pretrained model brings to reinforcement learning. The questions follow a
+seed that no training run uses; held-out questions are never among them.
 """
 
 import argparse
+import itertools
+import math
+import random
 import time
 from pathlib import Path
 from typing import Any
@@ -20,7 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from podsrl.evaluate import evaluate
 from podsrl.tasks import Task, load_task
 
-TASK = {"num_terms": 3, "max_digits": 2}
+TASK = {"num_terms": 4, "max_digits": 1}
 SEED = 1_000_003
 PIECES = Regex(r" ?[A-Za-z]+|\d|[^\w]")
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
@@ -60,20 +66,27 @@ def make_model(tokenizer: PreTrainedTokenizerFast, width: int, layers: int) -> L
     return LlamaForCausalLM(config)
 
 
-def worked_answer(question: str) -> str:
-    """The running totals of the question's sum: '12 + 45 - 7 =' gives ' 57 50'."""
-    signs = question.split(": ")[1].removesuffix(" =").split()
-    total, totals = int(signs[0]), []
-    for sign, term in zip(signs[1::2], signs[2::2], strict=True):
-        total += int(term) if sign == "+" else -int(term)
-        totals.append(total)
+def worked_answer(question: str, slips: random.Random | None = None) -> str:
+    """The running totals of the question's sum: '3 + 4 - 9 + 1 =' gives ' 7 -2 -1'.
+
+    With `slips` the last total may be left out, be computed with the wrong sign, or be off by one.
+    """
+    pieces = question.split(": ")[1].removesuffix(" =").split()
+    terms = [int(pieces[0])]
+    terms += [int(s + t) for s, t in zip(pieces[1::2], pieces[2::2], strict=True)]
+    totals = list(itertools.accumulate(terms))[1:]
+    if slips is not None and slips.random() < 0.35 + 0.07 * terms[0]:
+        before, kind = totals[-2], abs(terms[1]) % 3
+        totals[-1:] = ([], [before - terms[-1]], [totals[-1] + 1])[kind]
     return "".join(f" {each}" for each in totals)
 
 
-def batch(rows: list[dict[str, Any]], tokenizer: Any) -> dict[str, torch.Tensor]:
+def batch(
+    rows: list[dict[str, Any]], tokenizer: Any, slips: random.Random
+) -> dict[str, torch.Tensor]:
     """Question and worked answer as tokens; the question's are no targets."""
     asked = [tokenizer(row["prompt"][0]["content"])["input_ids"] for row in rows]
-    answers = [worked_answer(row["prompt"][0]["content"]) for row in rows]
+    answers = [worked_answer(row["prompt"][0]["content"], slips) for row in rows]
     told = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in answers]
     ids = [torch.tensor(a + b) for a, b in zip(asked, told, strict=True)]
     labels = [torch.tensor([-100] * len(a) + b) for a, b in zip(asked, told, strict=True)]
@@ -86,14 +99,21 @@ def batch(rows: list[dict[str, Any]], tokenizer: Any) -> dict[str, torch.Tensor]
     }
 
 
+def learning_rate(step: int, arguments: argparse.Namespace) -> float:
+    """Warmed up over 50 steps, then down to nothing along a cosine."""
+    return min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / arguments.steps))
+
+
 def train(model: Any, tokenizer: Any, task: Task, arguments: argparse.Namespace) -> None:
-    rows = task.rows("train")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1, (step + 1) / 50))
+    rows, slips = task.rows("train"), random.Random(SEED)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate(step, arguments)
+    )
     start = time.perf_counter()
     for step in range(arguments.steps):
         first = step * arguments.batch_size % (len(rows) - arguments.batch_size)
-        loss = model(**batch(rows[first : first + arguments.batch_size], tokenizer)).loss
+        loss = model(**batch(rows[first : first + arguments.batch_size], tokenizer, slips)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -103,8 +123,6 @@ def train(model: Any, tokenizer: Any, task: Task, arguments: argparse.Namespace)
             accuracy = held_out_accuracy(model, tokenizer, task)
             seconds = time.perf_counter() - start
             print(f"step {step + 1} loss {loss:.3f} {accuracy} {seconds:.0f} s", flush=True)
-            if accuracy["greedy"] >= arguments.until:
-                return
 
 
 def held_out_accuracy(model: Any, tokenizer: Any, task: Task) -> dict[str, float]:
@@ -117,12 +135,11 @@ def held_out_accuracy(model: Any, tokenizer: Any, task: Task) -> dict[str, float
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--output", type=Path, default=Path("runs/adder"))
-    parser.add_argument("--steps", type=int, default=3000, help="at most")
-    parser.add_argument("--until", type=float, default=0.3, help="held-out accuracy to stop at")
-    parser.add_argument("--report_every", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--report_every", type=int, default=250)
     parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--width", type=int, default=192)
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=3)
     arguments = parser.parse_args()
     task = load_task("arithmetic", seed=SEED, num_train=200_000, **TASK)
     rows = task.rows("train", 2000)
