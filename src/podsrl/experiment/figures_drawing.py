@@ -8,7 +8,7 @@ from typing import Any
 from podsrl.experiment.figures_theme import GRID, INK, STYLE
 
 SIZE_INCHES = (4.6, 3.1)
-LEGEND_LETTERS = 44
+LEGEND_LETTERS = 48
 """How many letters of a legend stand beside each other in that width."""
 
 
@@ -50,7 +50,7 @@ def figure(*, name: str, title: str, caption: str, alt: str, draw: Callable[[Any
 
 def _add_legend(drawing: Any, axes: Any) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    columns = max(1, min(4, LEGEND_LETTERS // (max(map(len, labels)) + 5)))
+    columns = max(1, min(4, LEGEND_LETTERS // (max(map(len, labels)) + 4)))
     drawing.legend(
         handles, labels, loc="outside upper left", ncols=columns, frameon=False, labelcolor=INK
     )

@@ -16,9 +16,13 @@ from podsrl.experiment.report_tables import main_tables, more_tables, overview
 ABOUT_LABELS = {
     "training_seconds": "training time per run",
     "evaluate_every_seconds": "evaluated every",
+    "evaluate_limit": "held-out questions",
+    "max_completion_length": "longest answer",
+    "learning_rate": "learning rate",
     "device": "hardware",
     "task_arguments": "options of the task",
 }
+SOFTWARE = ("python", "podsrl", "torch", "transformers", "trl", "accelerate", "peft", "datasets")
 HOW = """<h2>How to read this</h2>
 <p>The clock counts training alone: sampling, rewards, selection and update. Lines are means over
 runs, bands 95 % intervals of the mean over runs (Student's t). <em>Times as fast</em> is the time
@@ -33,7 +37,7 @@ def page(summaries: Sequence[dict[str, Any]], figures: Sequence[Sequence[Figure]
     """Return the page of all comparisons, the figures of each beside its numbers."""
     units = [time_unit(summary) for summary in summaries]
     title = summaries[0]["title"] if len(summaries) == 1 else "Arms at equal training time"
-    several = overview(summaries, units) if len(summaries) > 1 else ""
+    glance = overview(summaries, units)
     sections = "".join(
         _section(index, *parts, alone=len(summaries) == 1)
         for index, parts in enumerate(zip(summaries, figures, units, strict=True), 1)
@@ -44,20 +48,18 @@ def page(summaries: Sequence[dict[str, Any]], figures: Sequence[Sequence[Figure]
         '<link rel="icon" href="data:,">'
         f"<title>{escape(title)}</title><style>{STYLE}</style></head><body>"
         f'<header><h1>{escape(title)}</h1><p class="lede">{_lede(summaries)}</p></header>'
-        f"<main>{_unbroken(several + sections + HOW)}</main>"
+        f"<main>{_unbroken(glance + sections + HOW)}</main>"
         f"<footer>podsrl {escape(__version__)} report. All numbers: summary.json beside this page."
         "</footer></body></html>\n"
     )
 
 
 def _lede(summaries: Sequence[dict[str, Any]]) -> str:
-    arms = [arm for summary in summaries for arm in summary["arms"].values()]
-    runs = sum(len(arm["seeds"]) for arm in arms)
-    if len(summaries) == 1:
-        return (
-            f"{_count(len(arms), 'arm')}, {_count(runs, 'run')}, compared at equal training time."
-        )
-    return f"{len(summaries)} comparisons, each at equal training time."
+    if len(summaries) > 1:
+        return f"{len(summaries)} comparisons, each at equal training time."
+    arms = summaries[0]["arms"].values()
+    runs = _count(sum(len(arm["seeds"]) for arm in arms), "run")
+    return f"{_count(len(arms), 'arm')}, {runs}, compared at equal training time."
 
 
 def _count(number: int, noun: str) -> str:
@@ -70,9 +72,10 @@ def _section(
     follows = "".join(f"<li>{escape(text)}</li>" for text in sentences(summary, unit))
     notes = "".join(f"<li>{escape(text)}</li>" for text in summary["notes"])
     note_box = f'<h3>To know beforehand</h3><div class="notes"><ul>{notes}</ul></div>'
+    heading = "" if alone else f"<h2>{escape(summary['title'])}</h2>"
     drawn = "".join(_figure(figure, f"c{index}-{figure.name}") for figure in figures)
     return (
-        f'<section id="comparison-{index}"><h2>{escape(summary["title"])}</h2>'
+        f'<section id="comparison-{index}">{heading}'
         f"<h3>What was run</h3>{_about(summary, unit)}{note_box if notes else ''}"
         f"<h3>What follows</h3><ul>{follows}</ul>"
         f'<h3>Figures</h3><div class="figures">{drawn}</div>'
@@ -83,27 +86,37 @@ def _section(
 
 
 def _about(summary: dict[str, Any], unit: Unit) -> str:
-    rows = {"arms": "; ".join(_arm(name, arm) for name, arm in summary["arms"].items())}
+    about = dict(summary["about"])
+    software = [f"{name} {about.pop(name)}" for name in SOFTWARE if name in about]
+    rows = {"arms": [_arm(name, arm) for name, arm in summary["arms"].items()]}
     if summary["baseline"]:
-        rows["baseline"] = summary["baseline"]
-    for key, value in summary["about"].items():
-        if key in ("training_seconds", "evaluate_every_seconds"):
-            value = duration(float(value), unit)
-        elif isinstance(value, list):
-            value = ", ".join(map(str, value))
-        rows[ABOUT_LABELS.get(key, key)] = str(value)
-    items = "".join(f"<dt>{escape(key)}</dt><dd>{escape(text)}</dd>" for key, text in rows.items())
+        rows["baseline"] = [summary["baseline"]]
+    for key, value in about.items():
+        rows[str(ABOUT_LABELS.get(key, key))] = [_about_value(key, value, unit)]
+    if software:
+        rows["software"] = [", ".join(software)]
+    items = "".join(
+        f"<dt>{escape(key)}</dt><dd>{'<br>'.join(map(escape, lines))}</dd>"
+        for key, lines in rows.items()
+    )
     return f"<dl>{items}</dl>"
 
 
+def _about_value(key: str, value: Any, unit: Unit) -> str:
+    if key in ("training_seconds", "evaluate_every_seconds"):
+        return duration(float(value), unit)
+    if key == "max_completion_length":
+        return f"{value} tokens"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def _arm(name: str, arm: dict[str, Any]) -> str:
-    parts = []
-    if arm["num_rollouts"] is not None:
-        parts.append(f"n = {arm['num_rollouts']}, m = {arm['num_generations']}")
+    parts = [_count(len(arm["seeds"]), "run")]
     if arm["selection_rule"] and arm["num_rollouts"] != arm["num_generations"]:
-        parts.append(str(arm["selection_rule"]))
-    parts.append(_count(len(arm["seeds"]), "run"))
-    return f"{name} ({', '.join(parts)})"
+        parts.insert(0, str(arm["selection_rule"]))
+    if arm["num_rollouts"] is not None:
+        parts.insert(0, f"n = {arm['num_rollouts']}, m = {arm['num_generations']}")
+    return f"{name}: {', '.join(parts)}"
 
 
 def _figure(figure: Figure, prefix: str) -> str:

@@ -7,14 +7,18 @@ POINTS = ("accuracy", "both_rate", "format_rate")
 
 
 def sentences(summary: dict[str, Any], unit: Unit) -> list[str]:
-    """Return the findings, arm by arm; a difference whose interval holds no difference is none."""
+    """Return the findings, one text per arm, then what died in which arm.
+
+    A ratio whose interval includes 1, and a difference whose interval includes 0, are called none.
+    """
     found: list[str] = []
     base = summary["baseline"]
     for arm, against in summary["against_baseline"].items():
+        parts = _difference_sentences(arm, base, against["differences"], unit)
+        parts += _format_gain(arm, base, against["differences"])
         if against["speed_up"]:
-            found.append(_speed_up_sentence(arm, base, against["speed_up"], unit))
-        found += _difference_sentences(arm, base, against["differences"], unit)
-        found += _format_gain(arm, base, against["differences"])
+            parts.insert(0, _speed_up_sentence(arm, base, against["speed_up"], unit))
+        found += [" ".join(parts)] if parts else []
     for arm, numbers in summary["arms"].items():
         found += _collapse_sentence(arm, numbers)
     if base is None:
@@ -62,13 +66,14 @@ def _speed_up_sentence(arm: str, base: str, speed_ups: dict[str, Any], unit: Uni
     best = f"{base}'s best mean accuracy ({100 * peak['level']:.2f} %)"
     if peak["baseline_seconds"] == 0:
         return f"{best} is that of the model before training, so there is no time to compare."
-    bounds = (
-        ""
-        if peak["ratio_low"] is None
-        else f" ({interval(times(peak['ratio_low']), times(peak['ratio_high']))})"
-    )
+    bounds = ""
+    if peak["ratio_low"] is not None:
+        bounds = f" ({interval(times(peak['ratio_low']), times(peak['ratio_high']))})"
     if peak["seconds"] == "never":
-        text = f"{arm} never reached {best} within what was measured{bounds}."
+        text = f"{arm} never reached {best} within what was measured"
+        if peak["frac_never"] == 1.0:
+            return f"{text}, nor did it in any draw of runs."
+        text += f"{bounds}."
     else:
         text = (
             f"{arm} reached {best} after {duration(peak['seconds'], unit)}, {base} after "
@@ -116,7 +121,12 @@ def _points(difference: dict[str, Any], base: str) -> str:
 
 def signless_zero(value: float) -> str:
     """The value with one decimal, never -0.0."""
-    return f"{round(value, 1) + 0.0:.1f}"
+    return minus(f"{round(value, 1) + 0.0:.1f}")
+
+
+def minus(number: str) -> str:
+    """The number with a true minus sign."""
+    return number.replace("-", "−")
 
 
 def is_told(difference: dict[str, Any]) -> bool:
@@ -144,9 +154,11 @@ def _collapse_sentence(arm: str, numbers: dict[str, Any]) -> list[str]:
         runs = [run for run in numbers["collapses"] if run["died"] == rate]
         if runs:
             name = "format rate" if rate == "format" else "answer accuracy"
-            falls = ", ".join(
-                f"{100 * run['best']:.0f} to {100 * run['end']:.0f} %" for run in runs
-            )
+            if len(runs) > 3:
+                best, end = (sum(run[key] for run in runs) / len(runs) for key in ("best", "end"))
+                falls = f"on average {100 * best:.0f} to {100 * end:.0f} %"
+            else:
+                falls = ", ".join(f"{100 * r['best']:.0f} to {100 * r['end']:.0f} %" for r in runs)
             found.append(
                 f"In {len(runs)} of {len(numbers['seeds'])} runs of {arm} the {name} died "
                 f"({falls}) while {other} held."

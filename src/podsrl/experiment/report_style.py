@@ -49,8 +49,10 @@ figure svg{display:block;width:100%;height:auto;
 .scroll:focus-visible,a:focus-visible{outline:2px solid var(--link);outline-offset:2px}
 table{border-collapse:collapse;font-size:.85rem;line-height:1.4;min-width:100%}
 caption{text-align:left;font-weight:600;font-size:.95rem;padding:0 0 .5rem}
+caption span{display:block;position:sticky;left:0;max-width:min(100%,calc(100vw - 2.5rem))}
 th,td{padding:.42rem .9rem .42rem 0;text-align:left;vertical-align:baseline;
-  border-bottom:1px solid var(--line);white-space:nowrap}
+  white-space:nowrap}
+thead,tbody{border-bottom:1px solid var(--line)}
 thead th{color:var(--muted);font-weight:500;font-size:.8rem;white-space:normal;
   vertical-align:bottom}
 tbody th{font-weight:600;white-space:normal;min-width:7.5rem}
@@ -70,6 +72,7 @@ footer{margin-top:4rem;padding-top:1.2rem;padding-bottom:3rem;color:var(--muted)
   dl{grid-template-columns:1fr;gap:0}
   dd{margin-bottom:.55rem}
   figure{padding:.8rem .6rem .4rem}
+  td .bounds{display:block;margin-left:0}
 }
 @media print{.scroll{overflow:visible}figure{break-inside:avoid}}
 """

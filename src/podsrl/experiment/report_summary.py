@@ -77,10 +77,11 @@ def _gaps(comparison: ComparisonCurves) -> list[str]:
             notes.append(f"{name}: no run has finished; its figures end where its shortest run is.")
         if len(arm.used) == 1:
             notes.append(f"{name}: one run, so its figures have no interval.")
-        elif len(arm.used) < 5:
-            notes.append(
-                f"{name}: {len(arm.used)} runs; bootstrap intervals over so few are too narrow."
-            )
+    few = [name for name, arm in comparison.arms.items() if 1 < len(arm.used) < 5]
+    if few:
+        notes.append(
+            f"Bootstrap intervals over fewer than 5 runs are too narrow: {', '.join(few)}."
+        )
     return notes
 
 

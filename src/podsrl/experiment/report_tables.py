@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from html import escape
+from itertools import groupby
 from typing import Any
 
-from podsrl.experiment.report_sentences import Unit, duration, is_told, times, verdict
+from podsrl.experiment.report_sentences import Unit, duration, is_told, minus, times, verdict
 
 PERCENT = ("accuracy", "both_rate", "format_rate", "frac_cut_off")
 LABELS = {
@@ -21,51 +22,60 @@ LABELS = {
 def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table that scrolls by itself where it is wider than the page.
 
-    Cells are HTML already; the first cell of a row names the row.
+    Cells are HTML already; the first cell of a row names it, and those below with the same name.
     """
     if not rows:
         return ""
     columns = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
-    body = "".join(
-        f'<tr><th scope="row">{row[0]}</th>{"".join(f"<td>{cell}</td>" for cell in row[1:])}</tr>'
-        for row in rows
-    )
+    groups = [list(group) for _, group in groupby(rows, key=lambda row: row[0])]
+    body = "".join(f"<tbody>{_group(group)}</tbody>" for group in groups)
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table>'
-        f"<caption>{escape(caption)}</caption><thead><tr>{columns}</tr></thead>"
-        f"<tbody>{body}</tbody></table></div>"
+        f"<caption><span>{escape(caption)}</span></caption><thead><tr>{columns}</tr></thead>"
+        f"{body}</table></div>"
     )
+
+
+def _group(rows: Sequence[Sequence[str]]) -> str:
+    """Rows with the same first cell, which names them all."""
+    cells = ["".join(f"<td>{cell}</td>" for cell in row[1:]) for row in rows]
+    kind = "rowgroup" if len(rows) > 1 else "row"
+    cells[0] = f'<th scope="{kind}" rowspan="{len(rows)}">{rows[0][0]}</th>{cells[0]}'
+    return "".join(f"<tr>{row}</tr>" for row in cells)
 
 
 def with_interval(figure: str, low: str | None, high: str | None) -> str:
-    """A figure with its bounds in small type; without bounds, the figure alone."""
-    if low is None or high is None:
+    """A figure with its bounds in small type; "never" to "never" goes without saying."""
+    if low is None or high is None or figure == low == high == "never":
         return figure
     return f'{figure} <span class="bounds">{low} to {high}</span>'
 
 
 def overview(summaries: Sequence[dict[str, Any]], units: Sequence[Unit]) -> str:
-    """One row per arm and comparison, linked to its section."""
+    """One row per arm and comparison, linked to its section where there are several."""
+    several = len(summaries) > 1
     rows = []
     for index, (summary, unit) in enumerate(zip(summaries, units, strict=True), 1):
         link = f'<a href="#comparison-{index}">{escape(summary["title"])}</a>'
         for arm, against in summary["against_baseline"].items():
-            if not against["speed_up"]:
-                continue
-            peak = against["speed_up"]["peak"]["interpolated"]
-            rows.append(
-                [
-                    link,
-                    f"{escape(arm)} against {escape(summary['baseline'])}",
-                    f"{100 * peak['level']:.2f} %",
-                    duration(peak["seconds"], unit),
-                    _ratio(peak),
-                    _percent_difference(against["differences"]["accuracy"]["window"]),
-                    verdict(against["speed_up"]),
-                ]
-            )
-    head = ("comparison", "arms", "baseline's best", "reached", "times as fast")
-    return table("All comparisons", (*head, "over the window, points", "faster or slower"), rows)
+            if against["speed_up"]:
+                row = _at_a_glance(summary["baseline"], arm, against, unit)
+                rows.append([link, *row] if several else row)
+    head = ["arms", "baseline's best", "reached", "times as fast", "accuracy over the window"]
+    first = ["comparison"] if several else []
+    return table("At a glance, with 95 % intervals", [*first, *head, "faster or slower"], rows)
+
+
+def _at_a_glance(base: str, arm: str, against: dict[str, Any], unit: Unit) -> list[str]:
+    peak = against["speed_up"]["peak"]["interpolated"]
+    return [
+        f"{escape(arm)} against {escape(base)}",
+        f"{100 * peak['level']:.2f} %",
+        duration(peak["seconds"], unit),
+        _ratio(peak),
+        _percent_difference(against["differences"]["accuracy"]["window"]) + " points",
+        verdict(against["speed_up"]),
+    ]
 
 
 def main_tables(summary: dict[str, Any], unit: Unit) -> str:
@@ -125,10 +135,10 @@ def _bounds(found: dict[str, Any], key: str, show: Any) -> tuple[str | None, str
 
 
 def _percent_difference(difference: dict[str, Any], scale: float = 100.0) -> str:
-    value = f"{scale * difference['value']:+.2f}"
+    value = minus(f"{scale * difference['value']:+.2f}")
     if difference["low"] is None:
         return value
-    low, high = f"{scale * difference['low']:+.2f}", f"{scale * difference['high']:+.2f}"
+    low, high = (minus(f"{scale * difference[bound]:+.2f}") for bound in ("low", "high"))
     shown = with_interval(value, low, high)
     return f"<strong>{shown}</strong>" if is_told(difference) else shown
 
