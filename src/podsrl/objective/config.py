@@ -41,7 +41,7 @@ class ObjectiveConfig(AdvantageConfig):
             f" or one of {', '.join(OBJECTIVES)}. See docs/methods.md."
         },
     )
-    beta: float | None = field(  # type: ignore[assignment]
+    beta: float | None = field(
         default=None,
         metadata={
             "help": "Strength of the pull to the reference policy: TRL's KL coefficient for 'grpo',"

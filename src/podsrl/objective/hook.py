@@ -114,6 +114,7 @@ class ObjectiveHook(ReferenceRewards, GRPOTrainer):
             completion_mask.shape[1],
             compute_entropy=True,
         )
+        assert entropies_BT is not None
         # TRL computes these only where the policy has moved since it sampled.
         old_BT = inputs.get("old_per_token_logps")
         batch = KeptBatch(
@@ -152,9 +153,10 @@ class ObjectiveHook(ReferenceRewards, GRPOTrainer):
 
 def _idle(batch: dict[str, Any]) -> dict[str, Any]:
     """One row of the batch, without a reward, so that it teaches nothing."""
-    row = {
-        key: value[:1] if isinstance(value, list) or (value is not None and value.ndim) else value
-        for key, value in batch.items()
-    }
-    row[REWARDS] = torch.full_like(row[REWARDS], torch.nan)
-    return row
+    row = {key: _first(value) for key, value in batch.items()}
+    return row | {REWARDS: torch.full_like(batch[REWARDS][:1], torch.nan)}
+
+
+def _first(value: Any) -> Any:
+    shared = value is None or (isinstance(value, Tensor) and value.ndim == 0)
+    return value if shared else value[:1]

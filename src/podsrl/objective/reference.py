@@ -37,6 +37,7 @@ class ReferenceRewards(GRPOTrainer):
     """
 
     clock: PhaseClock
+    model_wrapped: Any
     _reference_rewards: dict[str, list[float]]
 
     def _check_reference_sampling(self) -> None:

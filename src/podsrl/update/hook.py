@@ -111,8 +111,10 @@ class PackedUpdate(GRPOTrainer):
         else:
             group_B = group_by_prompt(prompts, prompt_mask)
         sizes = torch.stack([prompt_mask.sum(1), completion_mask.sum(1), group_B]).tolist()
+        prompt_lengths, completion_lengths, groups = sizes
         deal = whole_groups if self._needs_whole_groups() else balance
-        return regroup(batches, deal(*sizes, len(batches)))
+        rows = deal(prompt_lengths, completion_lengths, groups, len(batches))
+        return regroup(batches, rows)
 
     def _needs_whole_groups(self) -> bool:
         """Whether the loss compares the rows of a prompt, as numbered in the batch."""

@@ -17,10 +17,11 @@ def balance(
     """Divide rows into `num_batches` micro-batches of equally many rows and nearly equal tokens.
 
     A prompt counts once per micro-batch that holds it. Equal row counts keep the loss what it was:
-    TRL averages some losses per micro-batch. Groups stay whole, or are cut into equal parts when a
-    micro-batch is smaller than a group; units are handed out largest first, each to the lightest
-    micro-batch with room. Where neither size divides the other, rows are cut in group order, so
-    that a micro-batch tears at most two groups. The result depends on the arguments alone.
+    TRL averages some losses per micro-batch. Groups of one size stay whole, or are cut into equal
+    parts when a micro-batch is smaller than a group; units are handed out largest first, each to
+    the lightest micro-batch with room. Where sizes differ or do not divide a micro-batch, rows are
+    cut in group order, so that a micro-batch tears at most two groups. The result depends on the
+    arguments alone.
 
     Args:
         prompt_lengths, completion_lengths: tokens of each row.
@@ -52,9 +53,9 @@ def balance(
     members: dict[int, list[int]] = {}
     for row, group in enumerate(groups):
         members.setdefault(group, []).append(row)
-    smallest = min(len(rows) for rows in members.values())
+    largest = max(len(rows) for rows in members.values())
     unit = math.gcd(size, *(len(rows) for rows in members.values()))
-    if unit < min(size, smallest):
+    if unit < min(size, largest):
         ordered = [row for rows in members.values() for row in rows]
         return [sorted(ordered[i * size : (i + 1) * size]) for i in range(num_batches)]
     units = [part for rows in members.values() for part in _cut(rows, completion_lengths, unit)]
@@ -144,5 +145,5 @@ def _take(value: Any, rows: list[int]) -> Any:
     if value is None or (isinstance(value, Tensor) and value.ndim == 0):
         return value
     if isinstance(value, Tensor):
-        return value[torch.tensor(rows, device=value.device)]
+        return value[torch.tensor(rows, dtype=torch.long, device=value.device)]
     return [value[row] for row in rows]
