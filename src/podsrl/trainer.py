@@ -197,17 +197,9 @@ class PODSTrainer(EarlyStopping, Refilling, ObjectiveHook, PackedUpdate, GRPOTra
             values = self._pending_extra_logs.get(column, [None] * len(generated[0]))
             self._pending_extra_logs[column] = keep(values)
         prompt_ids, completion_ids, _, completions, log_probs, _, _, _ = generated
+        kept_ids = keep(prompt_ids), keep(completion_ids)
         log_probs = None if log_probs is None else keep(log_probs)
-        return (
-            keep(prompt_ids),
-            keep(completion_ids),
-            None,
-            keep(completions),
-            log_probs,
-            {},
-            None,
-            [],
-        )
+        return (*kept_ids, None, keep(completions), log_probs, {}, None, [])
 
     def _kept_of_this_process(self, values: list[Any]) -> list[Any]:
         """Of one value per rollout that this process sampled, those of the rows it trains on."""

@@ -132,7 +132,7 @@ def test_each_group_keeps_its_number_by_the_rule(rule):
 
 
 def test_constant_groups_get_what_nothing_else_can_use():
-    # Together 5 useful scored rollouts (4 + 3 less ... : group 1 has 3, group 3 has 2) for 8 places.
+    # Group 1 has 3 useful rollouts and group 3 has 2: of 8 places 3 are left to a constant one.
     rewards = torch.tensor([[1.0, 1, 1], [0, 1, 2], [2, 2, 2], [3, 4, NAN]])
     counts = pooled(rewards, 8).tolist()
     assert (counts[1], counts[3]) == (3, 2)
@@ -169,11 +169,11 @@ def test_equal_groups_are_favoured_equally_often_over_seeds():
     rewards = torch.tensor([[0.0, 0, 0, 1]] * 3)
     assert pooled(rewards, 6).tolist() == [2, 2, 2]
     wins = torch.zeros(3)
-    for seed in range(300):
+    for seed in range(120):
         counts = pooled(rewards, 7, seed=seed)
         assert sorted(counts.tolist()) == [2, 2, 3]
         wins[counts.argmax()] += 1
-    assert wins.min() > 75  # 100 expected, standard deviation 8
+    assert wins.min() > 20  # 40 expected, standard deviation 5
 
 
 def test_counts_follow_the_seed_and_nothing_else():

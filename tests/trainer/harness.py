@@ -14,6 +14,26 @@ from tiny import digit_reward, even_reward
 QUESTIONS = ["1+1", "2+3 is", "what is 7-4?", "9+9?", "10-1", "0+0 equals"]
 
 
+EASY = set(QUESTIONS[:3])
+
+
+def question_of(prompt: Any) -> str:
+    """The text of a conversational prompt."""
+    return prompt[0]["content"]
+
+
+def reward_of_hard_questions(
+    prompts: list, completions: list, answer: list, **_: Any
+) -> list[float]:
+    """1 for completions of even length; every completion of an easy question gets 1.
+
+    The answer column is checked, so that rewards computed from another prompt's row would show.
+    """
+    assert [str(len(question_of(prompt))) for prompt in prompts] == answer
+    scored = zip(prompts, even_reward(completions), strict=True)
+    return [1.0 if question_of(prompt) in EASY else reward for prompt, reward in scored]
+
+
 def dataset() -> Dataset:
     """Six short questions, conversational, with an `answer` column that rewards may read."""
     prompts = [[{"role": "user", "content": question}] for question in QUESTIONS]

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import build
+from harness import build, reward_of_hard_questions
 
+from podsrl.experiment.rollout_log import attach_log
 from tiny import even_reward, text_of
 
 
@@ -28,6 +29,7 @@ def train(folder: str, output: str, rows: int, num_rollouts: int) -> dict[str, A
         max_steps=2,
     )
     record: dict[str, Any] = {"selections": [], "kept": [], "texts": []}
+    attach_log(trainer, Path(output, f"log-{rows}-{num_rollouts}"))
     select, keep, score = trainer._select, trainer._keep, trainer._generate_and_score_completions
 
     def spy_select(rewards: torch.Tensor) -> Any:
@@ -58,8 +60,55 @@ def train(folder: str, output: str, rows: int, num_rollouts: int) -> dict[str, A
     return record
 
 
+def train_pooled(folder: str, output: str) -> dict[str, Any]:
+    """Two prompts of 7 rollouts, 2 and then 3 kept each on average, in one budget, refilled.
+
+    Each process samples 7 rows, so that the groups are whole, but trains on rows of both.
+    """
+    trainer = build(
+        folder,
+        Path(output, "pooled"),
+        rewards=[reward_of_hard_questions],
+        per_device_train_batch_size=4,
+        num_rollouts=7,
+        num_generations_start=2,
+        budget="pooled",
+        refill_constant_groups=3,
+        max_steps=2,
+    )
+    record: dict[str, Any] = {"steps": []}
+    select, keep, score = trainer._select, trainer._keep, trainer._generate_and_score_completions
+    step: dict[str, Any] = {}
+
+    def spy_select(rewards: torch.Tensor) -> Any:
+        selection = select(rewards)
+        step.update(rewards=selection.rewards_PN.tolist(), kept=selection.kept_PN.tolist())
+        return selection
+
+    def spy_keep(generated: tuple) -> tuple:
+        kept = keep(generated)
+        step["texts"] = [text_of(completion) for completion in kept[3]]
+        step["prompts"] = [trainer.processing_class.decode(ids) for ids in kept[0]]
+        return kept
+
+    def spy_score(inputs: list) -> dict:
+        result = score(inputs)
+        step["advantages"] = result["advantages"].tolist()
+        step["logged"] = [prompt[0]["content"] for prompt in trainer._logs["prompt"]]
+        step["logged_advantages"] = list(trainer._logs["advantages"])
+        record["steps"].append(dict(step))
+        return result
+
+    trainer._select, trainer._keep = spy_select, spy_keep
+    trainer._generate_and_score_completions = spy_score
+    trainer.train()
+    record["log_history"] = trainer.state.log_history
+    return record
+
+
 def main(folder: str, output: str, *cases: str) -> None:
     records = {case: train(folder, output, *map(int, case.split(":"))) for case in cases}
+    records["pooled"] = train_pooled(folder, output)
     rank = records[cases[0]]["rank"]
     Path(output, f"records-{rank}.json").write_text(json.dumps(records))
 

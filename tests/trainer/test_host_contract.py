@@ -4,7 +4,9 @@ import inspect
 from importlib.metadata import version
 
 import pytest
+import torch
 from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import split_tensor_dict
 
 SIGNATURES = {
     "_generate": ["self", "prompts"],
@@ -50,6 +52,26 @@ def test_generate_returns_the_eight_values_in_order() -> None:
 def test_token_count_of_the_loss_is_taken_from_what_generate_returned() -> None:
     source = _source("_generate_and_score_completions")
     assert source.find("self._generate(") < source.find("num_items_in_batch = ")
+
+
+def test_the_list_of_prompts_given_to_generate_is_the_one_that_is_logged_and_counted() -> None:
+    """_generate puts the prompts of the kept rows into it: they may differ from the loader's."""
+    source = _source("_generate_and_score_completions")
+    generate = source.find("= self._generate(prompts)")
+    for line in (
+        "self.accelerator.process_index * len(prompts)",
+        'self._logs["prompt"].extend(gather_object(prompts))',
+    ):
+        assert source.find(line) > generate > 0, line
+    assert "prompts = " not in source[generate:]
+
+
+def test_rows_are_split_over_micro_batches_by_their_number() -> None:
+    """A step may have fewer rows than the configured batch: a schedule keeps fewer at first."""
+    split = "split_tensor_dict(generation_batch, self.args.steps_per_generation)"
+    assert split in _source("_prepare_inputs")
+    parts = split_tensor_dict({"rows": torch.arange(6)}, 2)
+    assert [part["rows"].tolist() for part in parts] == [[0, 1, 2], [3, 4, 5]]
 
 
 def test_rewards_are_gathered_and_generation_reads_num_generations() -> None:

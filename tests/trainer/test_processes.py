@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from harness import EASY
 
 from podsrl import PODSConfig, select
+from podsrl.core.advantage import masked_advantages
+from podsrl.experiment.rollout_log import FILE_NAME, read_rollouts
 
 HERE = Path(__file__).parent
 
@@ -38,11 +41,19 @@ def launch(folder: str, output: Path) -> list[dict]:
     return [json.loads((output / f"records-{rank}.json").read_text()) for rank in range(2)]
 
 
-def test_two_processes_keep_what_one_would(tiny_folder: str, tmp_path: Path) -> None:
-    records = launch(tiny_folder, tmp_path)
+@pytest.fixture(scope="module")
+def launched(tiny_folder: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict]]:
+    """The folder and the records of the one launch that all tests here read."""
+    folder = tmp_path_factory.mktemp("processes")
+    return folder, launch(tiny_folder, folder)
+
+
+def test_two_processes_keep_what_one_would(launched: tuple[Path, list[dict]]) -> None:
+    tmp_path, records = launched
     for case, what in CASES.items():
         print(what)  # pytest shows it where an assertion below fails
         check(case, *(record[case] for record in records))
+        check_log(tmp_path, case, records[0][case])
 
 
 def check(case: str, first: dict, second: dict) -> None:
@@ -64,6 +75,49 @@ def check(case: str, first: dict, second: dict) -> None:
             assert len(prompts) == rows
             assert all(q in p for p, q in zip(prompts, questions, strict=True))
     assert first["log_history"][0]["loss"] == second["log_history"][0]["loss"]
+
+
+def check_log(folder: Path, case: str, first: dict) -> None:
+    """The first process logs its prompts; the part of one that another sampled has no text."""
+    rows, num_rollouts = map(int, case.split(":"))
+    log = folder / f"log-{rows}-{num_rollouts}" / FILE_NAME
+    groups = list(read_rollouts(log)[1])
+    num_prompts, num_sampled = -(-rows // 4), rows * num_rollouts // 4
+    assert len(groups) == 2 * num_prompts
+    for step, selection in enumerate(first["selections"]):
+        mine = groups[step * num_prompts : (step + 1) * num_prompts]
+        texts = [text for group in mine for text in group["texts"]]
+        assert [text is not None for text in texts[:num_sampled]] == [True] * num_sampled
+        assert texts[num_sampled:] == [None] * (num_prompts * num_rollouts - num_sampled)
+        for group, kept in zip(mine, selection["kept"], strict=False):
+            assert [i for i, flag in enumerate(group["kept"]) if flag] == kept
+        advantages = [value for group in mine for value in group["advantages"]]
+        assert sum(value is not None for value in advantages) == rows
+
+
+def test_two_processes_share_one_budget_and_refill_alike(
+    launched: tuple[Path, list[dict]],
+) -> None:
+    first, second = (record["pooled"] for record in launched[1])
+    refilled = [entry.get("pods/num_refill_rounds") for entry in first["log_history"]]
+    assert sum(filter(None, refilled)) > 0  # questions of the first batches include easy ones
+    for one, two, num_kept in zip(first["steps"], second["steps"], (2, 3), strict=True):
+        for key in ("rewards", "kept", "logged", "logged_advantages"):
+            assert one[key] == two[key], key
+        rewards_PN, kept_PN = torch.tensor(one["rewards"]), torch.tensor(one["kept"])
+        assert rewards_PN.shape == (2, 7)
+        assert kept_PN.sum() == 2 * num_kept and len(one["texts"]) == len(two["texts"]) == num_kept
+        assert (rewards_PN.amax(1) > rewards_PN.amin(1)).all()  # easy questions were replaced
+        texts, prompts = one["texts"] + two["texts"], one["prompts"] + two["prompts"]
+        rewards = [float(len(text) % 2 == 0) for text in texts]
+        assert rewards == rewards_PN[kept_PN].tolist()
+        logged = one["logged"][-2 * num_kept :]
+        assert all(question in prompt for question, prompt in zip(logged, prompts, strict=True))
+        assert not set(logged) & EASY
+        expected = masked_advantages(rewards_PN, kept_PN)[kept_PN].tolist()
+        assert one["advantages"] + two["advantages"] == pytest.approx(expected, abs=1e-6)
+        assert one["logged_advantages"][-2 * num_kept :] == pytest.approx(expected, abs=1e-6)
+    assert first["log_history"][0]["loss"] == second["log_history"][0]["loss"] != 0
 
 
 def test_a_fraction_of_a_rollout_per_process_is_refused(tmp_path: Path) -> None:

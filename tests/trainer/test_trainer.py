@@ -10,7 +10,6 @@ from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer
 
 from podsrl import PODSConfig, PODSTrainer, select
-from podsrl.advantage_config import AdvantageConfig
 from tiny import digit_reward, even_reward, text_of
 
 TRL_PATHS = {"fast_sampling": False, "packed_update": False}
@@ -329,9 +328,11 @@ def test_config_defaults(tmp_path: Path) -> None:
         "max_variance",
         "kept",
     )
-    added = set(PODSConfig.__dataclass_fields__) - set(GRPOConfig.__dataclass_fields__)
-    paper = {"num_rollouts", "selection_rule", *AdvantageConfig.__annotations__}
-    assert added == paper | {"fast_sampling", "packed_update"}
+    assert set(PODSConfig.__annotations__) == {
+        *("num_rollouts", "selection_rule", "num_generations_start", "refill_constant_groups"),
+        *("budget", "budget_floor", "budget_cap"),
+        *("fast_sampling", "packed_update", "early_stop", "reward_bounds"),
+    }
     assert config.fast_sampling and config.packed_update
     equal = PODSConfig(str(tmp_path), use_cpu=True, bf16=False, num_rollouts=8)
     assert not equal.fast_sampling and not equal.packed_update
@@ -343,5 +344,5 @@ def test_every_metric_of_ours_is_defined_in_the_docs(tiny_folder: str, tmp_path:
     text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
     keys = {key for entry in trainer.state.log_history for key in entry}
     ours = {key for key in keys if key.startswith(("pods/", "time/", "memory/"))}
-    assert len(ours) == 10
+    assert len(ours) == 14
     assert [key for key in sorted(ours) if f"`{key}`" not in text] == []

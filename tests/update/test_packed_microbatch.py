@@ -34,6 +34,13 @@ def test_sizes_that_do_not_divide_tear_at_most_two_groups() -> None:
     assert balance([1] * 12, [1] * 12, groups, 3) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
 
 
+def test_groups_of_different_sizes_tear_at_most_two_per_micro_batch() -> None:
+    """As a pooled budget keeps: 6 and 2 rows fill one micro-batch of 8, 4 and 4 the other."""
+    groups = [0] * 6 + [1] * 2 + [2] * 4 + [3] * 4
+    batches = balance([9] * 16, [1] * 16, groups, 2)
+    assert batches == [list(range(8)), list(range(8, 16))]
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     kept=st.sampled_from([1, 2, 3, 4, 8]),

@@ -23,8 +23,8 @@ def as_mask(kept: Tensor, num_rollouts: int) -> Tensor:
     """
     if kept.ndim != 2 or kept.dtype not in (torch.bool, torch.int64):
         raise ValueError(
-            f"kept rollouts have shape {tuple(kept.shape)} and dtype {kept.dtype}; pass (P, N) bool "
-            "or (P, M) int64 positions."
+            f"kept rollouts have shape {tuple(kept.shape)} and dtype {kept.dtype}; pass (P, N) "
+            "bool or (P, M) int64 positions."
         )
     if kept.dtype == torch.int64:
         empty_PN = torch.zeros(len(kept), num_rollouts, dtype=torch.bool, device=kept.device)
