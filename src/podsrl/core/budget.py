@@ -48,7 +48,7 @@ def pooled(
         seed: decides which of several equally good prompts gets more.
 
     Returns:
-        int64 (P,) on the device of `rewards_PN`. Exact up to 1e-6 of the value of all rollouts by
+        int64 (P,) on the device of `rewards_PN`. Exact up to 2e-6 of the value of all rollouts by
         dynamic programming up to 2^27 combinations of group, sum and count (at n = 64, m = 16: 360
         prompts); beyond, `allocate.greedy`, which is exact for 0/1 rewards and an even total.
 
