@@ -76,7 +76,7 @@ def _groups_at_a_time(rewards_PN: Tensor) -> int:
     """Return how many groups to handle at once: all on an accelerator, a cache full on a CPU."""
     if rewards_PN.device.type != "cpu":
         return max(1, len(rewards_PN))
-    return max(1, order.CHUNK_ROLLOUTS * torch.get_num_threads() // rewards_PN.shape[1])
+    return max(1, order.CHUNK_ROLLOUTS // rewards_PN.shape[1])
 
 
 def _checked_rewards(rewards: Any) -> tuple[Tensor, bool]:
