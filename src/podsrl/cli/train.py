@@ -16,8 +16,10 @@ every field of TRL's GRPOConfig and ModelConfig is one: --learning_rate, --beta,
   --model NAME            smollm2-135m (packaged, default), a local folder, or a hub id
   --num_rollouts N        n: rollouts sampled per prompt (default 4 x num_generations)
   --num_generations M     m: rollouts kept per prompt for the update
-  --selection_rule RULE   max_variance (default), max_reward, random, percentile
-  --advantage_from WHAT   kept (default) or all: whose mean and deviation scale the advantages
+  --selection_rule RULE   max_variance (default), max_reward, random, percentile,
+                          max_abs_advantage, shortest, reward_per_token
+  --advantage NAME        grpo (default), dr_grpo, rloo, krpo
+  --advantage_from WHAT   kept (default) or all: the rewards that advantages compare with
   --output_dir FOLDER     the run folder; a number is added if it holds a run already
   --max_steps STEPS       optimizer steps
   --training_seconds S    stop after S seconds of training (not evaluating, saving, loading)
