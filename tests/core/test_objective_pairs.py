@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from podsrl.core.objective_batch import KeptBatch
-from podsrl.core.objective_pairs import bmc, dpo, rbrm, sdpo, tdpo1, tdpo2
+from podsrl.core.objective_pairs import bmc, dpo, rbrm, sdpo, tdpo1, tdpo2, veripo
 from podsrl.core.objective_regression import rebel
 from podsrl.core.pair_losses import (
     bmc_margins,
@@ -391,3 +391,14 @@ def test_rows_without_reward_or_tokens_are_in_no_pair():
     assert loss.item() == pytest.approx(
         3 / 6 * softplus(-margin)
     )  # a group of 3 counting rows of 6
+
+
+def test_veripo_weighs_solved_prompts_less():
+    # At the reference each group of (4, 2) rows costs log 2; the first is solved: 4 * 0.2 + 2 of 6.
+    batch = make_batch(at_reference=True)
+    batch.extras["accuracy"] = torch.tensor([1.0] * 4 + [0.5] * 2)
+    loss, metrics = veripo(batch, beta=0.3, veripo_drop_solved=0.8)
+    assert loss.item() == pytest.approx(LOG2 * (4 * 0.2 + 2) / 6, abs=1e-9)
+    assert metrics["num_pairs"] == 3
+    batch.extras["accuracy"] = torch.tensor([math.nan] * 4 + [0.5] * 2)
+    assert_same(veripo(batch, beta=0.3, veripo_drop_solved=0.8)[0], dpo(batch, beta=0.3)[0], batch)

@@ -122,8 +122,8 @@ def sdpo(
     batch: KeptBatch,
     *,
     beta: float,
-    sdpo_first_turn: float = 0,
-    sdpo_num_turns: float | None = None,
+    sdpo_first_turn: int = 0,
+    sdpo_num_turns: int | None = None,
     pair_mode: str = "extremes",
 ) -> Result:
     """DPO on a segment of turns of a dialogue.
@@ -134,11 +134,29 @@ def sdpo(
     here the segment is the same for all. Arguments and result are otherwise those of `dpo`.
     """
     pairs = pairs_of(batch, pair_mode)
-    num = None if sdpo_num_turns is None else int(sdpo_num_turns)
+    turn_BT = turns(batch.mask_BT)
     margin_K, pairs = segment_margins(
-        batch.log_ratio_BT(), turns(batch.mask_BT), pairs, first=int(sdpo_first_turn), num=num
+        batch.log_ratio_BT(), turn_BT, pairs, first=sdpo_first_turn, num=sdpo_num_turns
     )
     return mean_over_pairs(batch, pairs, dpo_losses(margin_K, beta=beta), beta * margin_K)
+
+
+def veripo(
+    batch: KeptBatch, *, beta: float, veripo_drop_solved: float, pair_mode: str = "extremes"
+) -> Result:
+    """`dpo` in which prompts that all n rollouts solve weigh 1 - `veripo_drop_solved`.
+
+    The pair stage of VerIPO, arXiv 2505.19000; the trainer alternates it with TRL's loss. The paper
+    leaves that share of the solved prompts out at random, of which this is the expectation. Needs
+    `batch.extras["accuracy"]`, (B,): mean of the first reward function over all n rollouts of the
+    row's prompt; 1 is solved. Where that reward is all there is, a solved prompt has no pairs.
+    Arguments and result are otherwise those of `dpo`.
+    """
+    pairs = pairs_of(batch, pair_mode)
+    margin_K = pairs.difference(batch.log_ratio_B())
+    weight_B = 1 - veripo_drop_solved * (batch.extras["accuracy"] >= 1).to(margin_K.dtype)
+    losses_K = weight_B[pairs.rejected_K] * dpo_losses(margin_K, beta=beta)
+    return mean_over_pairs(batch, pairs, losses_K, beta * margin_K)
 
 
 def pairs_of(batch: KeptBatch, pair_mode: str) -> Pairs:

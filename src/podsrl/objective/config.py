@@ -5,8 +5,9 @@ from typing import Any
 
 from trl import GRPOConfig
 
-from podsrl.advantage_config import AGGREGATION, AdvantageConfig
+from podsrl.advantage_config import AGGREGATION
 from podsrl.core.objective import OBJECTIVES, Objective
+from podsrl.objective.pair_config import PairConfig
 
 GRPO = "grpo"
 DEFAULT_REFERENCE_ROLLOUTS = 8
@@ -24,8 +25,8 @@ GRPO_LOSS_FIELDS = (
 
 
 @dataclass
-class ObjectiveConfig(AdvantageConfig):
-    """AdvantageConfig with the choice of an objective; `PODSConfig` inherits it.
+class ObjectiveConfig(PairConfig):
+    """PairConfig with the choice of an objective; `PODSConfig` inherits it.
 
     Raises `ValueError` for an unknown objective, for a value that is not above 0 where it has to
     be, for micro-batches that cannot hold the groups that the objective needs whole, and for
@@ -87,7 +88,18 @@ class ObjectiveConfig(AdvantageConfig):
     def objective_options(self) -> dict[str, Any]:
         """The keyword arguments of the objective's function."""
         objective = self.get_objective()
-        return {name: getattr(self, name) for name in objective.options} if objective else {}
+        if objective is None:
+            return {}
+        names = [name for name in objective.options if name not in (objective.schedule or ())]
+        return {name: getattr(self, name) for name in names}
+
+    def is_policy_stage(self, step: int) -> bool:
+        """Whether the objective's schedule, if it has one, gives this step to TRL's own loss."""
+        objective = self.get_objective()
+        if objective is None or objective.schedule is None:
+            return False
+        num_policy, num_own = (getattr(self, name) for name in objective.schedule)
+        return step % (num_policy + num_own) < num_policy
 
     def _fill_in_options(self) -> None:
         objective = OBJECTIVES.get(self.objective)
@@ -150,7 +162,7 @@ class ObjectiveConfig(AdvantageConfig):
     def _check_unread(self, objective: Objective) -> None:
         """Settings that look as if they changed what is learned, but would not."""
         defaults = _trl_defaults()
-        for name in GRPO_LOSS_FIELDS:
+        for name in GRPO_LOSS_FIELDS if objective.schedule is None else ():
             if getattr(self, name) != defaults[name]:
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}, but belongs to TRL's loss, which "

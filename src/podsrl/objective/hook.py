@@ -12,6 +12,7 @@ from trl import GRPOTrainer
 
 from podsrl.core.objective import KeptBatch, Objective
 from podsrl.objective.reference import ReferenceRewards
+from podsrl.objective.token_kl import TokenDivergence
 from podsrl.selection import Selection
 
 # Entries of TRL's batch. They go through its shuffle and its split into micro-batches.
@@ -19,9 +20,10 @@ GROUP = "objective_group"
 REWARDS = "objective_rewards"
 NUM_ROWS = "objective_num_rows"
 REFERENCE_REWARDS = "objective_reference_rewards"
+ACCURACY = "objective_accuracy"
 
 
-class ObjectiveHook(ReferenceRewards, GRPOTrainer):
+class ObjectiveHook(TokenDivergence, ReferenceRewards, GRPOTrainer):
     """Puts `args.objective` in the place of TRL's loss; with 'grpo' nothing changes.
 
     What an objective must know of a whole group is written into the batch before TRL shuffles its
@@ -34,15 +36,17 @@ class ObjectiveHook(ReferenceRewards, GRPOTrainer):
 
     def _objective_now(self) -> Objective | None:
         """The objective of this step; None for TRL's own loss."""
+        if self.args.is_policy_stage(self.state.global_step):
+            return None
         return self.args.get_objective()
 
     def _needs_whole_groups(self) -> bool:
-        objective = self._objective_now()
+        objective = self.args.get_objective()
         return objective is not None and objective.needs_whole_groups
 
     def _check_objective(self) -> None:
         """Raise before training what the settings alone could not tell."""
-        objective = self._objective_now()
+        objective = self.args.get_objective()
         if objective is None:
             return
         if self.aux_loss_enabled:
@@ -59,16 +63,19 @@ class ObjectiveHook(ReferenceRewards, GRPOTrainer):
             )
         if objective.needs_reference_rewards:
             self._check_reference_sampling()
+        if objective.needs_token_kl:
+            self._check_token_divergence()
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
-        if self.model.training and self._objective_now() is not None:
+        # Whatever the stage: a batch may be used in steps of the next stage.
+        if self.model.training and self.args.get_objective() is not None:
             output |= self._group_statistics(len(output["prompt_ids"]))
         return output
 
     def _group_statistics(self, num_rows: int) -> dict[str, Any]:
         """What the loss must know of this process's kept rows, beside what TRL's batch holds."""
-        selection, objective = self._selection, self._objective_now()
+        selection, objective = self._selection, self.args.get_objective()
         assert selection is not None and objective is not None
         first = self.accelerator.process_index * num_rows
         rows = slice(first, first + num_rows)
@@ -83,6 +90,9 @@ class ObjectiveHook(ReferenceRewards, GRPOTrainer):
             # One row per rollout, in order of the processes: a prompt's group may straddle two.
             prompts = gather_object(self._sampled[0])[:: self.args.num_rollouts]
             statistics[REFERENCE_REWARDS] = self._rewards_of_reference(prompts)[group_B]
+        if objective.needs_accuracy:
+            accuracy_P = selection.rewards_per_func_PNF[..., 0].nanmean(dim=1)
+            statistics[ACCURACY] = accuracy_P[selection.group_B()[rows]].to(device)
         return statistics
 
     def _by_prompt(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -140,8 +150,12 @@ class ObjectiveHook(ReferenceRewards, GRPOTrainer):
             "reference_rewards": REFERENCE_REWARDS,
             "behaviour_log_probs": "sampling_per_token_logps",
             "completion_ids": "completion_ids",
+            "accuracy": ACCURACY,
         }
-        return {name: inputs[key] for name, key in names.items() if inputs.get(key) is not None}
+        extras = {name: inputs[key] for name, key in names.items() if inputs.get(key) is not None}
+        if self._tracks_divergence():
+            extras["sequential_kl"] = self._divergence_from_reference(inputs)
+        return extras
 
     def _record_objective(self, metrics: dict[str, Tensor]) -> None:
         """Mean over processes, in one exchange."""

@@ -50,11 +50,15 @@ class PairConfig(AdvantageConfig):
     )
     veripo_policy_steps: int | None = field(
         default=None,
-        metadata={"help": "objective='veripo': steps of TRL's loss in turn with pairs. Default: 8."},
+        metadata={
+            "help": "objective='veripo': steps of TRL's loss in turn with pairs. Default: 8."
+        },
     )
     veripo_pair_steps: int | None = field(
         default=None,
-        metadata={"help": "objective='veripo': steps of pairs in turn with TRL's loss. Default: 2."},
+        metadata={
+            "help": "objective='veripo': steps of pairs in turn with TRL's loss. Default: 2."
+        },
     )
     veripo_drop_solved: float | None = field(
         default=None,
