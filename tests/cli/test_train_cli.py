@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from podsrl.cli.train import _expand, _resume_command, main
 from podsrl.config import PODSConfig
+from podsrl.experiment.arguments import RunArguments
 from podsrl.experiment.rollout_log import FILE_NAME, read_rollouts
-from podsrl.experiment.training import RunArguments
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted(p for p in (ROOT / "recipes").glob("*.yaml") if p.stem[:8] != "compare-")
@@ -181,7 +181,7 @@ def test_every_recipe_parses_into_known_fields(
 ) -> None:
     from trl import ModelConfig, TrlParser
 
-    from podsrl.experiment.training import RunArguments
+    from podsrl.experiment.arguments import RunArguments
     from podsrl.tasks import load_task
 
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")

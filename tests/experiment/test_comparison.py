@@ -151,8 +151,8 @@ def test_arms_and_seeds_may_be_added_but_not_changed(load: Any, tmp_path: Path) 
     second = json.loads(path.read_text())
     assert list(second["arms"]) == ["grpo", "grpo-ga", "pods", "pods-all"]
     assert second["seeds"] == [0, 1, 5]
-    with pytest.raises(ValueError, match="beta of arm pods is 0.1, but .* was begun with None"):
+    with pytest.raises(ValueError, match=r"beta of arm pods is 0.1, but .* was begun with None"):
         write_comparison(load(arms={"pods": {"beta": 0.1}}))
-    with pytest.raises(ValueError, match="training_seconds is 61.0"):
+    with pytest.raises(ValueError, match=r"training_seconds is 61\.0"):
         write_comparison(load(training_seconds=61))
     assert json.loads(path.read_text()) == second

@@ -113,6 +113,7 @@ def train(model: str, folder: Path, questions: Path, **more: Any) -> Path:
         "learning_rate": "1e-2",
         "lr_scheduler_type": "constant",
         "beta": 0.1,
+        "weight_decay": 0.5,
         "task_arguments": '{"answer_format": "number"}',
         "gradient_checkpointing": "false",
         **more,

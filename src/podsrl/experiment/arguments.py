@@ -1,7 +1,11 @@
-"""What a run's options say about its clock: when it ends, when it is evaluated."""
+"""What a run is told besides PODSConfig and the model's own options."""
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
+
+from podsrl.experiment.rollout_log import DEFAULT_LIMIT_MIB, MODES
+from podsrl.models import DEFAULT_MODEL
 
 # The others shape the learning rate by max_steps, which a run that ends by the clock never reaches.
 STEADY_SCHEDULERS = ("constant", "constant_with_warmup")
@@ -32,6 +36,66 @@ class ClockArguments:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"{name} is {value}: it must be above 0, or left out")
+
+
+@dataclass
+class RunArguments(ClockArguments):
+    """What a run needs besides PODSConfig and the model's own options."""
+
+    task: str = field(
+        default="arithmetic",
+        metadata={"help": "arithmetic, gsm8k, math, amc23, reasoning_gym:<name> or jsonl:<path>."},
+    )
+    task_arguments: dict | str | None = field(
+        default=None,
+        metadata={"help": "Options of the task, as a YAML mapping or JSON text."},
+    )
+    data: str | None = field(
+        default=None, metadata={"help": "Folder or file with the task's data, instead of the hub."}
+    )
+    model: str = field(
+        default=DEFAULT_MODEL,
+        metadata={"help": f"Hub id, local folder, or {DEFAULT_MODEL} (packaged)."},
+    )
+    train_limit: int | None = field(
+        default=None, metadata={"help": "Use only this many training questions."}
+    )
+    evaluate_limit: int = field(
+        default=256,
+        metadata={"help": "Held-out questions of the evaluation before and after; 0 for none."},
+    )
+    evaluate_samples: int = field(
+        default=0, metadata={"help": "Sampled answers per held-out question, besides the greedy."}
+    )
+    log_rollouts: str = field(
+        default="auto",
+        metadata={
+            "help": "Write every sampled rollout to rollouts.jsonl.gz, for podsrl view: auto "
+            f"(up to {DEFAULT_LIMIT_MIB:g} MiB a run), true (without limit), false."
+        },
+    )
+    resume: bool = field(
+        default=False, metadata={"help": "Go on from the last checkpoint in --output_dir."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.task_arguments, str):
+            self.task_arguments = json.loads(self.task_arguments)
+        if not isinstance(self.task_arguments, dict | None):
+            raise ValueError(
+                f"task_arguments is {self.task_arguments!r}: write a mapping, as in "
+                "--task_arguments '{\"num_test\": 512}'"
+            )
+        self.log_rollouts = str(self.log_rollouts).lower()  # YAML reads true and false as booleans
+        if self.log_rollouts not in MODES:
+            raise ValueError(
+                f"log_rollouts is {self.log_rollouts!r}: choose from {', '.join(MODES)}"
+            )
+        if self.evaluate_limit < 0:
+            raise ValueError(f"evaluate_limit is {self.evaluate_limit}: it must be 0 or more")
+        if self.train_limit is not None and self.train_limit < 1:
+            raise ValueError(f"train_limit is {self.train_limit}: it must be at least 1")
 
 
 def check_clock(arguments: Any, config: Any) -> None:

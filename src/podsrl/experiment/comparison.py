@@ -1,19 +1,23 @@
 """A comparison: arms that differ in some settings, each run with the same seeds and budget."""
 
-import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from podsrl.config import DEFAULT_ROLLOUTS_PER_KEPT, PODSConfig
-from podsrl.experiment.parsing import parse_settings, setting_names
+from podsrl.experiment.parsing import parse_settings
+from podsrl.experiment.presets import (
+    OWN_SETTINGS,
+    PRESETS,
+    Settings,
+    arm_settings,
+    check_names,
+    check_settings,
+)
 from podsrl.experiment.run_folder import device_name, read_json, versions, write_json
-from podsrl.experiment.training import check_run
-
-Settings = dict[str, Any]
+from podsrl.experiment.training import check_options, load_questions
 
 FIELDS = (
     "recipe",
@@ -24,17 +28,7 @@ FIELDS = (
     "output_dir",
     "baseline",
 )
-# What the comparison itself sets, the same for all arms: a recipe's own values do not count.
-OWN_SETTINGS = (
-    "output_dir",
-    "seed",
-    "data_seed",
-    "training_seconds",
-    "evaluate_every_seconds",
-    "max_steps",
-    "num_train_epochs",
-    "resume",
-)
+QUESTION_SETTINGS = ("task", "task_arguments", "data", "train_limit", "evaluate_limit")
 DEFAULT_SEEDS = 8
 MARKS_PER_RUN = 4
 
@@ -111,9 +105,9 @@ def load_comparison(path: Path) -> Comparison:
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no mapping: write arms, training_seconds and so on")
-    _check_names("field", content, FIELDS)
+    check_names("field", content, FIELDS)
     base = _recipe(content.get("recipe") or {}, path.parent)
-    arms = {name: _arm(name, changes, base) for name, changes in _arms(content).items()}
+    arms = {name: arm_settings(name, changes, base) for name, changes in _arms(content).items()}
     seconds = _positive(content, "training_seconds")
     every = content.get("evaluate_every_seconds", seconds / MARKS_PER_RUN)
     comparison = Comparison(
@@ -125,8 +119,7 @@ def load_comparison(path: Path) -> Comparison:
         baseline=content.get("baseline") or ("grpo" if "grpo" in arms else next(iter(arms))),
     )
     _check_known("baseline", [comparison.baseline], list(arms))
-    for run in comparison.runs(seeds=comparison.seeds[:1]):
-        _check_arm(run)
+    _check_arms(comparison.runs(seeds=comparison.seeds[:1]))
     return comparison
 
 
@@ -187,14 +180,14 @@ def _recipe(recipe: Any, folder: Path) -> Settings:
             recipe = {key: value for key, value in recipe.items() if key not in OWN_SETTINGS}
     if not isinstance(recipe, dict):
         raise ValueError(f"recipe is {recipe!r}: give a recipe file, or a mapping of settings")
-    _check_settings("recipe", recipe)
+    check_settings("recipe", recipe)
     return recipe
 
 
 def _arms(content: Mapping[str, Any]) -> dict[str, Settings]:
     arms = content.get("arms")
     if isinstance(arms, list):
-        arms = dict.fromkeys(arms)
+        arms = dict.fromkeys(map(str, arms))
     if not arms or not isinstance(arms, dict):
         raise ValueError(
             f"arms is {arms!r}: name at least one, as in arms: {{grpo: {{}}, pods: {{}}}}; "
@@ -213,81 +206,18 @@ def _arms(content: Mapping[str, Any]) -> dict[str, Settings]:
     return {name: changes or {} for name, changes in arms.items()}
 
 
-def _arm(name: str, changes: Settings, base: Settings) -> Settings:
-    """The settings of an arm: the recipe, its preset, and on top its own changes."""
-    changes = dict(changes)
-    preset = changes.pop("preset", name if name in PRESETS else "pods")
-    if preset not in PRESETS:
-        raise ValueError(f"arm {name}: preset is {preset!r}; choose from {', '.join(PRESETS)}")
-    _check_settings(f"arm {name}", changes)
-    settings = _shared_defaults() | base | changes
-    settings.setdefault("num_generations", PODSConfig.num_generations)
-    settings.setdefault("num_rollouts", DEFAULT_ROLLOUTS_PER_KEPT * settings["num_generations"])
-    try:
-        return settings | PRESETS[preset](settings) | changes
-    except ValueError as error:
-        raise ValueError(f"arm {name}: {error}") from error
-
-
-def _shared_defaults() -> Settings:
-    """What all arms have unless the recipe says otherwise: the same code, and no model on disk."""
-    return {
-        "fast_sampling": True,
-        "packed_update": True,
-        "lr_scheduler_type": "constant",
-        "save_model": False,
-        "log_rollouts": "false",
-    }
-
-
-def _pods(settings: Settings) -> Settings:
-    return {}
-
-
-def _grpo(settings: Settings) -> Settings:
-    return {"num_rollouts": settings["num_generations"]}
-
-
-def _grpo_ga(settings: Settings) -> Settings:
-    """Train on all n: as many rows at a time, so that more micro-batches make a step."""
-    n, m = settings["num_rollouts"], settings["num_generations"]
-    steps = settings.get("gradient_accumulation_steps", 1)
-    if steps * n % m:
-        raise ValueError(
-            f"gradient_accumulation_steps x n / m = {steps} x {n} / {m} is no whole number: make "
-            "num_rollouts a multiple of num_generations, or give the arm its own "
-            "num_generations, gradient_accumulation_steps and preset: pods"
-        )
-    changes = {"num_generations": n, "gradient_accumulation_steps": steps * n // m}
-    if settings.get("steps_per_generation"):
-        changes["steps_per_generation"] = settings["steps_per_generation"] * n // m
-    if settings.get("generation_batch_size"):
-        changes["generation_batch_size"] = settings["generation_batch_size"] * n // m
-    return changes
-
-
-def _check_arm(run: PlannedRun) -> None:
-    try:
-        check_run(*parse_settings(run.settings))
-    except ValueError as error:
-        raise ValueError(f"arm {run.arm}: {error}") from error
-
-
-def _check_settings(where: str, settings: Settings) -> None:
-    own = [name for name in settings if name in OWN_SETTINGS]
-    if own:
-        raise ValueError(
-            f"{where} sets {own[0]}, which the comparison sets for all runs alike: leave it out"
-        )
-    _check_names(f"setting of {where}", settings, sorted(setting_names()))
-
-
-def _check_names(what: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
-    for name in given:
-        if name not in known:
-            close = difflib.get_close_matches(str(name), known, 3)
-            hint = f"did you mean {' or '.join(close)}?" if close else "see docs/compare.md"
-            raise ValueError(f"unknown {what}: {name}; {hint}")
+def _check_arms(runs: Sequence[PlannedRun]) -> None:
+    seen: list[list[Any]] = []
+    for run in runs:
+        questions = [run.settings.get(name) for name in QUESTION_SETTINGS]
+        try:
+            arguments, config, model_config = parse_settings(run.settings)
+            check_options(arguments, config, model_config)
+            if questions not in seen:  # generating them takes seconds
+                load_questions(arguments, config.seed)
+        except ValueError as error:
+            raise ValueError(f"arm {run.arm}: {error}") from error
+        seen.append(questions)
 
 
 def _check_known(what: str, given: Sequence[Any] | None, known: Sequence[Any]) -> None:
@@ -316,10 +246,3 @@ def _positive(content: Mapping[str, Any], name: str = "evaluate_every_seconds") 
 def _common(values: Sequence[Any]) -> Any:
     """The value that all share; else all of them."""
     return values[0] if len(set(values)) == 1 else list(values)
-
-
-PRESETS: dict[str, Callable[[Settings], Settings]] = {
-    "grpo": _grpo,
-    "grpo-ga": _grpo_ga,
-    "pods": _pods,
-}

@@ -18,7 +18,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy
 import torch
@@ -28,11 +28,9 @@ from transformers.trainer_callback import ExportableState
 from trl.models import unwrap_model_for_generation
 
 from podsrl.evaluate import Evaluation, evaluate
+from podsrl.experiment.arguments import RunArguments
 from podsrl.experiment.training_clock import TrainingClock
 from podsrl.tasks import Task
-
-if TYPE_CHECKING:
-    from podsrl.experiment.training import RunArguments
 
 CURVE = "curve.jsonl"
 REWARDS = {"reward": "reward", "kept_reward": "pods/kept_reward_mean"}
@@ -81,7 +79,7 @@ class EvaluationCurve(TrainerCallback, ExportableState):
         clock: TrainingClock,
         *,
         task: Task,
-        arguments: "RunArguments",
+        arguments: RunArguments,
         folder: Path,
     ) -> None:
         if trainer.is_fsdp_enabled:
@@ -157,9 +155,7 @@ class EvaluationCurve(TrainerCallback, ExportableState):
                 generation_kwargs=trainer.generation_kwargs,
                 gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs,
             ) as model,
-            torch.autocast(
-                trainer.accelerator.device.type, dtype=dtype, enabled=dtype is not None
-            ),
+            torch.autocast(trainer.accelerator.device.type, dtype=dtype, enabled=dtype is not None),
         ):
             yield model
 
@@ -212,11 +208,12 @@ def mean_or_none(values: list[float]) -> float | None:
 
 
 def read_curve(folder: Path) -> list[dict[str, Any]]:
-    """The rows of curve.jsonl in order; empty where there is none."""
+    """The rows of curve.jsonl in order, without one that is being written; empty without file."""
     path = folder / CURVE
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def keep_curve_until(folder: Path, step: int) -> None:

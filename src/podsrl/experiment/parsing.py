@@ -8,7 +8,7 @@ import torch
 from trl import ModelConfig, TrlParser
 
 from podsrl.config import PODSConfig
-from podsrl.experiment.training import RunArguments
+from podsrl.experiment.arguments import RunArguments
 
 OWNERS = (RunArguments, PODSConfig, ModelConfig)
 
@@ -20,7 +20,7 @@ class SettingsParser(TrlParser):
         super().__init__(OWNERS, prog=prog)
         self.set_defaults(**default_settings())
 
-    def error(self, message: str) -> None:  # type: ignore[override]
+    def error(self, message: str) -> None:
         raise ValueError(message)
 
 

@@ -43,7 +43,7 @@ def work_on(
     if stopped:
         console.print("stopped; the same command goes on from here")
         return 130
-    return 1 if "failed" in states else 0
+    return 0 if set(states) <= {"finished", "running"} else 1
 
 
 def _work(workers: Sequence[Worker], screen: "Screen", console: Console) -> bool:

@@ -1,7 +1,6 @@
 """One training run from settings to result.json."""
 
-import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,11 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from podsrl.config import PODSConfig
 from podsrl.evaluate import Evaluation, evaluate
-from podsrl.experiment.arguments import ClockArguments, check_clock
+from podsrl.experiment.arguments import RunArguments, check_clock
 from podsrl.experiment.callbacks import MetricsFile, StepProgress, StopAndSave
 from podsrl.experiment.curve import EvaluationCurve
 from podsrl.experiment.plot import plot_curve
-from podsrl.experiment.rollout_log import DEFAULT_LIMIT_MIB, MODES, attach_log
+from podsrl.experiment.rollout_log import attach_log
 from podsrl.experiment.run_folder import (
     device_name,
     free_folder,
@@ -31,70 +30,10 @@ from podsrl.experiment.run_folder import (
     write_json,
 )
 from podsrl.experiment.training_clock import TrainingClock
-from podsrl.models import DEFAULT_MODEL, load_model, load_tokenizer, resolve_model
+from podsrl.models import load_model, load_tokenizer, resolve_model
 from podsrl.progress import progress_bar
 from podsrl.tasks import Task, load_task
 from podsrl.trainer import PODSTrainer
-
-
-@dataclass
-class RunArguments(ClockArguments):
-    """What a run needs besides PODSConfig and the model's own options."""
-
-    task: str = field(
-        default="arithmetic",
-        metadata={"help": "arithmetic, gsm8k, math, amc23, reasoning_gym:<name> or jsonl:<path>."},
-    )
-    task_arguments: dict | str | None = field(
-        default=None,
-        metadata={"help": "Options of the task, as a YAML mapping or JSON text."},
-    )
-    data: str | None = field(
-        default=None, metadata={"help": "Folder or file with the task's data, instead of the hub."}
-    )
-    model: str = field(
-        default=DEFAULT_MODEL,
-        metadata={"help": f"Hub id, local folder, or {DEFAULT_MODEL} (packaged)."},
-    )
-    train_limit: int | None = field(
-        default=None, metadata={"help": "Use only this many training questions."}
-    )
-    evaluate_limit: int = field(
-        default=256,
-        metadata={"help": "Held-out questions of the evaluation before and after; 0 for none."},
-    )
-    evaluate_samples: int = field(
-        default=0, metadata={"help": "Sampled answers per held-out question, besides the greedy."}
-    )
-    log_rollouts: str = field(
-        default="auto",
-        metadata={
-            "help": "Write every sampled rollout to rollouts.jsonl.gz, for podsrl view: auto (up to "
-            f"{DEFAULT_LIMIT_MIB:g} MiB a run), true (without limit), false."
-        },
-    )
-    resume: bool = field(
-        default=False, metadata={"help": "Go on from the last checkpoint in --output_dir."}
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if isinstance(self.task_arguments, str):
-            self.task_arguments = json.loads(self.task_arguments)
-        if not isinstance(self.task_arguments, dict | None):
-            raise ValueError(
-                f"task_arguments is {self.task_arguments!r}: write a mapping, as in "
-                "--task_arguments '{\"num_test\": 512}'"
-            )
-        self.log_rollouts = str(self.log_rollouts).lower()  # YAML reads true and false as booleans
-        if self.log_rollouts not in MODES:
-            raise ValueError(
-                f"log_rollouts is {self.log_rollouts!r}: choose from {', '.join(MODES)}"
-            )
-        if self.evaluate_limit < 0:
-            raise ValueError(f"evaluate_limit is {self.evaluate_limit}: it must be 0 or more")
-        if self.train_limit is not None and self.train_limit < 1:
-            raise ValueError(f"train_limit is {self.train_limit}: it must be at least 1")
 
 
 @dataclass
@@ -126,7 +65,8 @@ def prepare_run(
 
     Raises `ValueError` naming what is wrong; nothing has been written by then.
     """
-    task, rows = check_run(arguments, config, model_config)
+    check_options(arguments, config, model_config)
+    task, rows = load_questions(arguments, config.seed)
     if config.reward_weights is None:
         config.reward_weights = [task.reward_weights[name] for name in task.reward_funcs]
     if config.early_stop and config.reward_bounds is None:
@@ -135,19 +75,24 @@ def prepare_run(
     return Run(arguments, config, model_config, task, rows, checkpoint, console)
 
 
-def check_run(
-    arguments: RunArguments, config: PODSConfig, model_config: ModelConfig
-) -> tuple[Task, list[dict[str, Any]]]:
-    """Return the task and its training rows, all that needs no model checked; write nothing.
+def check_options(arguments: RunArguments, config: PODSConfig, model_config: ModelConfig) -> None:
+    """Check what takes no loading: the clock, and that there is such a model.
 
     Raises `ValueError` naming what is wrong.
     """
     check_clock(arguments, config)
     arguments.model = model_config.model_name_or_path or arguments.model
     resolve_model(arguments.model)
+
+
+def load_questions(arguments: RunArguments, seed: int) -> tuple[Task, list[dict[str, Any]]]:
+    """Return the task and its training rows, having looked at the held-out ones, too.
+
+    Raises `ValueError` for a task, option or data that is not there.
+    """
     options = arguments.task_arguments or {}
     assert isinstance(options, dict)
-    task = load_task(arguments.task, data=arguments.data, seed=config.seed, **options)
+    task = load_task(arguments.task, data=arguments.data, seed=seed, **options)
     rows = task.rows("train", arguments.train_limit)
     if arguments.evaluate_limit:
         task.rows("test", arguments.evaluate_limit)
