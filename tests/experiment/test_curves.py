@@ -7,6 +7,8 @@ from arms import ROWS, write_comparison, write_lines, write_run
 
 from podsrl.experiment.curves import Arm, Run, curve_of
 from podsrl.experiment.curves_read import read_comparisons
+from podsrl.experiment.report_sentences import sentences
+from podsrl.experiment.report_summary import summarise
 
 HEADER = "setting,run,hours,step,dataset,ans_acc_mean,for_acc_mean,both_acc_mean,mean_length\n"
 
@@ -126,6 +128,18 @@ def test_single_runs_are_arms_by_their_settings(tmp_path):
     curve = curve_of(comparison.arms["max_variance 16/4"], "accuracy")
     assert curve.at_K.tolist() == [0, 6]  # 4 steps of 1.5 s
     assert curve.mean_K.tolist() == pytest.approx([0.2, 0.6])
+
+
+def test_arms_that_would_share_a_name_are_named_for_their_folders(tmp_path):
+    folders = [write_single(tmp_path / name) for name in ("a", "b")]
+    config = json.loads((folders[1] / "config.json").read_text())
+    (folders[1] / "config.json").write_text(json.dumps({**config, "learning_rate": 1e-3}))
+    (comparison,) = read_comparisons(folders)
+    assert list(comparison.arms) == ["max_variance 16/4, a", "max_variance 16/4, b"]
+    assert comparison.baseline is None
+    findings = sentences(summarise(comparison), ("s", 1.0))
+    assert findings[0] == "max_variance 16/4, a's accuracy went from 20.0 to 50.0 %."
+    assert findings[2].startswith("No arm is the baseline")
 
 
 def test_csv(tmp_path):

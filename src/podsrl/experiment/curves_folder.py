@@ -128,12 +128,12 @@ def _compare_runs(title: str, folders: list[Path]) -> ComparisonCurves:
         config = read_json(folder / "config.json")
         kept = {key: value for key, value in config.items() if key not in NOT_AN_ARM}
         by_settings[json.dumps(kept, sort_keys=True)].append(folder)
+    labels = [_label(json.loads(text)) for text in by_settings]
     arms: dict[str, Arm] = {}
     notes: list[str] = []
-    for text, members in by_settings.items():
+    for label, (text, members) in zip(labels, by_settings.items(), strict=True):
         settings = json.loads(text)
-        name = _label(settings)
-        name = f"{name} ({members[0].name})" if name in arms else name
+        name = label if labels.count(label) == 1 else f"{label}, {members[0].resolve().name}"
         arms[name] = Arm(name=name, settings=settings, runs=[_single(f, notes) for f in members])
     versions = folders[0] / "versions.json"
     return ComparisonCurves(

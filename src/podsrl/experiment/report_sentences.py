@@ -21,14 +21,32 @@ def sentences(summary: dict[str, Any], unit: Unit) -> list[str]:
         found += [" ".join(parts)] if parts else []
     for arm, numbers in summary["arms"].items():
         found += _collapse_sentence(arm, numbers)
-    if base is None:
-        found.append(
-            "No arm is the baseline, so nothing is compared: it is an arm with n = m, or the one "
-            "named with --baseline."
-        )
-    elif len(summary["arms"]) == 1:
-        found.append("There is one arm, so nothing is compared.")
+    if base is None or len(summary["arms"]) == 1:
+        found += [*_courses(summary), _nothing_compared(summary)]
     return found
+
+
+def _courses(summary: dict[str, Any]) -> list[str]:
+    """From where to where each arm's accuracy went."""
+    courses = {
+        name: arm["curves"]["accuracy"]["mean"]
+        for name, arm in summary["arms"].items()
+        if "accuracy" in arm["curves"]
+    }
+    return [
+        f"{name}'s accuracy went from {100 * course[0]:.1f} to {100 * course[-1]:.1f} %."
+        for name, course in courses.items()
+        if len(course) > 1
+    ]
+
+
+def _nothing_compared(summary: dict[str, Any]) -> str:
+    if len(summary["arms"]) == 1:
+        return "There is one arm, so nothing is compared."
+    return (
+        "No arm is the baseline, so nothing is compared: it is an arm with n = m, or the one "
+        "named with --baseline."
+    )
 
 
 def verdict(speed_ups: dict[str, Any]) -> str:
