@@ -209,6 +209,20 @@ def test_an_adapter_on_the_output_layer_is_refused(tiny_folder: str, tmp_path: P
         build(tiny_folder, tmp_path, objective="tdpo1", peft_config=adapter)
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("veripo", {"budget": "pooled"}, "set budget='per_prompt'"),
+        ("tdpo2", {"sync_ref_model": True, "beta": 0.2}, "set sync_ref_model=False"),
+    ],
+)
+def test_what_the_trainer_cannot_do_is_refused(
+    name: str, options: dict[str, Any], words: str, tiny_folder: str, tmp_path: Path
+) -> None:
+    with pytest.raises(NotImplementedError, match=words):
+        build(tiny_folder, tmp_path, objective=name, **options)
+
+
 def config(**options: Any) -> PODSConfig:
     return PODSConfig("unused", **{"num_generations": 4, "use_cpu": True, "bf16": False, **options})
 

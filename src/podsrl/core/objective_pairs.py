@@ -146,11 +146,11 @@ def veripo(
 ) -> Result:
     """`dpo` in which prompts that all n rollouts solve weigh 1 - `veripo_drop_solved`.
 
-    The pair stage of VerIPO, arXiv 2505.19000; the trainer alternates it with TRL's loss. The paper
-    leaves that share of the solved prompts out at random, of which this is the expectation. Needs
-    `batch.extras["accuracy"]`, (B,): mean of the first reward function over all n rollouts of the
-    row's prompt; 1 is solved. Where that reward is all there is, a solved prompt has no pairs.
-    Arguments and result are otherwise those of `dpo`.
+    The pair stage of VerIPO, arXiv 2505.19000 (second-hand); the trainer alternates it with TRL's
+    loss. The paper leaves that share of the solved prompts out at random, of which this is the
+    expectation. Needs `batch.extras["accuracy"]`, (B,): mean of the first reward function over all
+    n rollouts of the row's prompt; 1 is solved. Where that reward is all there is, a solved prompt
+    has no pairs. Arguments and result are otherwise those of `dpo`.
     """
     pairs = pairs_of(batch, pair_mode)
     margin_K = pairs.difference(batch.log_ratio_B())

@@ -20,7 +20,7 @@ from podsrl.core.pairs import Pairs
 def dpo_losses(margin_K: Tensor, *, beta: float) -> Tensor:
     """Return -log sigmoid(beta * margin) of each pair, (K,).
 
-    Direct preference optimization (arXiv 2305.18290, equation 7). log 2 at a margin of 0.
+    Direct preference optimization (arXiv 2305.18290; second-hand). log 2 at a margin of 0.
 
     Example: beta 0.1, margin 10: log(1 + 1/e) = 0.3133.
     """
@@ -30,8 +30,9 @@ def dpo_losses(margin_K: Tensor, *, beta: float) -> Tensor:
 def tdpo1_losses(margin_K: Tensor, kl_margin_K: Tensor, *, beta: float) -> Tensor:
     """Return -log sigmoid(beta * margin - beta * (KL(rejected) - KL(chosen))) of each pair, (K,).
 
-    TDPO1 (arXiv 2404.11999). KL is the forward divergence from the reference, summed over the
-    tokens of a rollout (`sequential_kl`); `kl_margin_K` is that of the chosen minus the rejected.
+    TDPO1 (arXiv 2404.11999; second-hand, from its code). KL is the forward divergence from the
+    reference, summed over the tokens of a rollout (`sequential_kl`); `kl_margin_K` is that of the
+    chosen minus the rejected.
 
     Example: beta 1, margin 0, KL 1 of the chosen and 0 of the rejected: log(1 + 1/e) = 0.3133.
     """
@@ -43,8 +44,9 @@ def tdpo2_losses(
 ) -> Tensor:
     """Return -log sigmoid(beta * margin - alpha * beta * (KL(rejected) - sg KL(chosen))), (K,).
 
-    TDPO2 (arXiv 2404.11999): as `tdpo1_losses`, weighted by alpha, without a gradient through the
-    divergence of the chosen rollout. alpha = 0 is DPO; alpha = 1 has the value of TDPO1.
+    TDPO2 (arXiv 2404.11999; second-hand, from its code): as `tdpo1_losses`, weighted by alpha,
+    without a gradient through the divergence of the chosen rollout. alpha = 0 is DPO; alpha = 1 has
+    the value of TDPO1.
 
     Example: beta 1, alpha 1/2, margin 0, KL 2 and 0: log(1 + 1/e) = 0.3133.
     """
@@ -55,7 +57,8 @@ def tdpo2_losses(
 def rbrm_losses(margin_K: Tensor, reward_margin_K: Tensor, *, beta: float, alpha: float) -> Tensor:
     """Return -C log sigmoid(beta * margin) - (1 - C) log sigmoid(-beta * margin), (K,).
 
-    Pairs weighted by confidence C = max(sigmoid(alpha * reward margin), 1/2) (arXiv 2503.10093).
+    Pairs weighted by confidence C = max(sigmoid(alpha * reward margin), 1/2) (arXiv 2503.10093;
+    second-hand, from its code).
     C = 1 is DPO; C = 1/2 is symmetric with its minimum at margin 0; in between the margin that
     costs least is logit(C) / beta = alpha * reward margin / beta. The paper takes C from scores of
     a reward model, averaged over a batch; here each pair has its own, from its rewards.
@@ -77,11 +80,12 @@ def bmc_margins(
 ) -> Tensor:
     """Return the margins with tokens weighted by how unsure the policy is of them, (K,).
 
-    The modelling phase of BMC (arXiv 2408.07471): tokens in which the two rollouts differ weigh
-    1 + min(1 / pi_theta(token), delta), without gradient; the others weigh 1. The same weights
-    multiply the policy's and the reference's log-probabilities (the published code takes the
-    reference's from its own probabilities). delta = 0 gives plain margins, as do equal rollouts;
-    1 / pi is at least 1, so delta <= 1 weighs all differing tokens by 1 + delta.
+    The modelling phase of BMC (arXiv 2408.07471; second-hand, from its code): tokens in which the
+    two rollouts differ weigh 1 + min(1 / pi_theta(token), delta), without gradient; the others
+    weigh 1. The same weights multiply the policy's and the reference's log-probabilities (the
+    published code takes the reference's from its own probabilities). delta = 0 gives plain margins,
+    as do equal rollouts; 1 / pi is at least 1, so delta <= 1 weighs all differing tokens by 1 +
+    delta.
 
     Args:
         log_probs_BT: (B, T) log pi_theta of the tokens.
@@ -150,10 +154,11 @@ def segment_margins(
 ) -> tuple[Tensor, Pairs]:
     """Return the margins over the turns first .. first + num - 1, and the pairs that have them.
 
-    Segment-level DPO (arXiv 2501.01821): the log-ratios of both rollouts are summed over equally
-    many turns, from the first turn where they may differ; the paper finds it with a language model
-    as the turn that went wrong. Turns before it cancel where the two share them. `num=None` takes
-    all turns to the end. A pair in which a rollout has no turn of the segment is none.
+    Segment-level DPO (arXiv 2501.01821; second-hand): the log-ratios of both rollouts are summed
+    over equally many turns, from the first turn where they may differ; the paper finds it with a
+    language model as the turn that went wrong. Turns before it cancel where the two share them.
+    `num=None` takes all turns to the end. A pair in which a rollout has no turn of the segment is
+    none.
 
     Example: log-ratios (1, 2) and (1, 5) over two turns of a token each: the margin is -3 from
     `first=0` and from `first=1`.

@@ -28,7 +28,7 @@ def sequential_kl(
 
     The sequential forward divergence of TDPO (arXiv 2404.11999). Logits exist for one chunk of
     tokens at a time, and again in the backward pass, which computes them anew: beyond the hidden
-    states, memory is about six times `tokens_per_chunk` x V float32 numbers, whatever B and T are.
+    states, memory is a few times `tokens_per_chunk` x V float32 numbers, whatever B and T are.
     Softmax is taken in float32 whatever the heads return. Padding costs nothing, for which one
     count is read back from the device.
 

@@ -63,6 +63,11 @@ class ObjectiveHook(TokenDivergence, ReferenceRewards, GRPOTrainer):
             )
         if objective.needs_reference_rewards:
             self._check_reference_sampling()
+        if objective.schedule is not None and self.args.budget == "pooled":
+            raise NotImplementedError(
+                f"objective={self.args.objective!r} takes turns with TRL's loss, which cannot take "
+                "micro-batches of whole groups of different sizes: set budget='per_prompt'."
+            )
         if objective.needs_token_kl:
             self._check_token_divergence()
 

@@ -43,6 +43,11 @@ class TokenDivergence(GRPOTrainer):
                 f"{name} reads the output layer outside of the model's forward pass, which is not "
                 "supported with FSDP or DeepSpeed yet: train without them, or choose 'dpo'."
             )
+        if self.args.sync_ref_model:
+            raise NotImplementedError(
+                f"{name} keeps hidden states of the reference while it is in use, so the reference "
+                "must not change: set sync_ref_model=False."
+            )
         causal_lm = unwrap(self.model)
         if not isinstance(causal_lm.get_output_embeddings(), nn.Linear):
             raise NotImplementedError(
