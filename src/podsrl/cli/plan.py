@@ -1,0 +1,207 @@
+"""podsrl plan: measure a recipe on this machine and propose n, m and the micro-batch."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from podsrl.experiment.plan import Costs, Point, Proposal
+    from podsrl.experiment.plan_measure import Layout
+
+DESCRIPTION = """Measure what a training step of a recipe costs on this machine: seconds of sampling
+for n rollouts per prompt, seconds and memory of the update on m. Fit a + b n + c m, say whether
+sampling many and training on few pays here, and write a recipe with the n, m and micro-batch that
+follow."""
+EXAMPLES = """examples:
+  podsrl plan recipes/arithmetic-smollm2.yaml                    about two minutes, writes plan/
+  podsrl plan recipes/arithmetic-smollm2.yaml --check            and three pairs (n, m) to test it
+  podsrl plan my.yaml --seconds 300 --output plans/my            steadier figures
+
+Real training steps are run, with a learning rate of 0, at three pairs (n, m) in turn; nothing of
+them is kept but the times. plan/plan.json holds points, fit and proposal, plan/recipe.yaml is the
+recipe to train with. docs/plan.md says how the proposal is made."""
+
+
+def main(argv: list[str]) -> int:
+    """Measure, propose, write; 0 done, 2 bad input, 130 stopped by Ctrl-C."""
+    options = _parser().parse_args(argv)
+    from rich.console import Console
+
+    from podsrl.cli.train import _quieten
+
+    console = Console(highlight=False, soft_wrap=True)
+    _quieten()
+    try:
+        recipe, plan = _read(Path(options.recipe))
+        if (Path(options.output) / "plan.json").exists() and not options.overwrite:
+            raise ValueError(
+                f"{options.output} holds a plan: choose another --output, or pass --overwrite"
+            )
+        return _plan(recipe, plan, options, console)
+    except (ValueError, OSError) as error:
+        print(f"podsrl plan: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        console.print("stopped; nothing was written")
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="podsrl plan",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("recipe", metavar="RECIPE.yaml", help="what you would train")
+    parser.add_argument("--output", default="plan", help="folder to write (default: plan)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the plan in --output")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=90.0,
+        help="go on with rounds of measurements for this long (default: 90; one round at least)",
+    )
+    parser.add_argument(
+        "--steps", type=int, default=2, help="counted steps per measurement (default: 2)"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="measure three other pairs against the prediction"
+    )
+    return parser
+
+
+def _read(path: Path) -> tuple[dict[str, Any], "Layout"]:
+    """The recipe's settings, checked as training would check them, and its batch."""
+    import yaml
+
+    from podsrl.experiment.parsing import parse_settings
+    from podsrl.experiment.plan_measure import layout
+    from podsrl.experiment.training import check_options, load_questions
+
+    if not path.is_file():
+        raise ValueError(f"recipe {path} does not exist: give a YAML file")
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(recipe, dict):
+        raise ValueError(f"recipe {path} holds no settings: write one 'name: value' per line")
+    arguments, config, model_config = parse_settings(recipe)
+    plan = layout(config)
+    check_options(arguments, config, model_config)
+    load_questions(arguments, config.seed)
+    return recipe, plan
+
+
+def _plan(
+    recipe: dict[str, Any], plan: "Layout", options: argparse.Namespace, console: "Console"
+) -> int:
+    import torch
+
+    from podsrl.experiment.parsing import parse_settings
+    from podsrl.experiment.plan import (
+        as_json,
+        check,
+        fit,
+        held_out_points,
+        merge,
+        points_to_measure,
+        propose,
+    )
+    from podsrl.experiment.plan_measure import memory_gib
+    from podsrl.experiment.run_folder import device_name, versions, write_json
+
+    device = torch.device(parse_settings(recipe)[1].device)
+    sizes = (plan.num_rollouts, plan.num_kept)
+    console.print(f"{plan.num_prompts} prompts per step, on {device_name(device)}")
+    points = merge(_measure(recipe, plan, points_to_measure(*sizes), options, console))
+    costs = fit(points)
+    proposal = propose(costs, plan.num_kept, plan.num_prompts, memory_gib(device))
+    content = as_json(points, costs, proposal) | {"versions": versions(device_name(device))}
+    _tell(costs, proposal, console)
+    if options.check:
+        held_out = merge(_measure(recipe, plan, held_out_points(*sizes), options, console))
+        content["check"] = check(costs, held_out)
+        for row in content["check"]:
+            console.print(
+                f"n = {row['num_rollouts']}, m = {row['num_kept']}: predicted "
+                f"{row['predicted_seconds']:.2f} s, measured {row['measured_seconds']:.2f} s "
+                f"({100 * row['relative_error']:+.0f} %)"
+            )
+    folder = Path(options.output)
+    write_json(folder / "plan.json", content)
+    _write_recipe(recipe, proposal, folder / "recipe.yaml")
+    console.print(f"{folder / 'plan.json'} and {folder / 'recipe.yaml'} written")
+    return 0
+
+
+def _measure(
+    recipe: dict[str, Any],
+    plan: "Layout",
+    pairs: list[tuple[int, int]],
+    options: argparse.Namespace,
+    console: "Console",
+) -> "list[Point]":
+    from podsrl.experiment.plan_measure import measure_rounds
+
+    points = []
+    rounds = measure_rounds(
+        recipe, plan, pairs, num_steps=options.steps, at_least_seconds=options.seconds
+    )
+    for point in rounds:
+        console.print(
+            f"n = {point.num_rollouts}, m = {point.num_kept}: sampling "
+            f"{point.sampling_seconds:.2f} s, update {point.update_seconds:.2f} s, peak memory "
+            f"{point.peak_gib:.2f} GiB"
+        )
+        points.append(point)
+    return points
+
+
+def _tell(costs: "Costs", proposal: "Proposal", console: "Console") -> None:
+    from podsrl.experiment.plan import predictions
+
+    a = costs.sampling.intercept + costs.update.intercept
+    console.print(
+        f"seconds per step = {a:.2f} + {costs.sampling.slope:.3f} n + {costs.update.slope:.3f} m"
+    )
+    for arm, seconds in predictions(costs, proposal).items():
+        console.print(f"  {arm}: {seconds:.2f} s")
+    verdict = "PODS pays here" if proposal.pays else "PODS will hardly pay here"
+    console.print(
+        f"{verdict}: n = {proposal.num_rollouts}, m = {proposal.num_kept}, "
+        f"{proposal.num_micro_batches} micro-batch(es) of {proposal.micro_rows} kept rollouts, "
+        f"{_backend()}"
+    )
+    for reason in proposal.reasons:
+        console.print(f"  {reason}")
+
+
+def _backend() -> str:
+    """vLLM where it can run; it was not measured unless the recipe says use_vllm."""
+    import importlib.util
+
+    import torch
+
+    if torch.cuda.is_available() and importlib.util.find_spec("vllm") is not None:
+        return "sampling with vLLM (use_vllm: true) is worth a second plan"
+    return "sampling with transformers"
+
+
+def _write_recipe(recipe: dict[str, Any], proposal: "Proposal", path: Path) -> None:
+    import yaml
+
+    planned = {
+        **recipe,
+        "num_rollouts": proposal.num_rollouts,
+        "num_generations": proposal.num_kept,
+        "per_device_train_batch_size": proposal.micro_rows,
+        "gradient_accumulation_steps": proposal.num_micro_batches,
+    }
+    header = "".join(f"# {line}\n" for line in ("Proposed by podsrl plan.", *proposal.reasons))
+    path.write_text(header + yaml.safe_dump(planned, sort_keys=False), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
