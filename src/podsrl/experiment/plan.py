@@ -161,7 +161,7 @@ def propose(costs: Costs, num_kept: int, num_prompts: int, memory_gib: float) ->
     ours, all_n = costs.seconds(num_rollouts, num_kept), costs.seconds(num_rollouts, num_rollouts)
     saving = 1 - ours / all_n
     rows = _micro_rows(costs.memory, num_kept, num_prompts, memory_gib)
-    reasons = (
+    reasons: tuple[str, ...] = (
         f"a step of pods {num_rollouts}/{num_kept} takes {ours / base:.2f} times one of grpo "
         f"{num_kept}/{num_kept}: over that arm it pays where {100 * base / ours:.0f} % of its "
         "steps reach as far",
