@@ -167,6 +167,6 @@ def _fit(arms: list[Arm]) -> dict[str, Any]:
 
 def _prompts_per_step(arm: Arm) -> float | None:
     batch, accumulation, m = (arm.settings.get(key) for key in PROMPT_SETTINGS)
-    if batch is None or accumulation is None or m is None:
+    if batch is None or m is None:
         return None
-    return batch * accumulation / m
+    return batch * (accumulation or 1) / m
