@@ -146,6 +146,14 @@ def test_paired_difference_leaves_out_time_zero():
     assert found["end"]["low"] == pytest.approx(0.25 - 0.6353, abs=1e-3)
 
 
+def test_pairs_are_found_by_seed_in_any_order():
+    # 0.3 - 0.1, 0.7 - 0.5, 0.5 - 0.3: all 0.2, so the interval has no width.
+    base = curve([[0.0, 0.1], [0.0, 0.5], [0.0, 0.3]], seeds=["a", "b", "c"])
+    arm = curve([[0.0, 0.5], [0.0, 0.3], [0.0, 0.7]], seeds=["c", "a", "b"])
+    found = differences(base, arm)["end"]
+    assert (found["low"], found["high"]) == pytest.approx((0.2, 0.2))
+
+
 def test_runs_that_do_not_pair_are_compared_by_welch():
     # Variances 0.02 / 2 and 0.08 / 2: error sqrt(0.05) = 0.2236; degrees 0.05^2 / (0.01^2 + 0.04^2)
     # = 1.47, rounded down to 1, t = 12.706.
