@@ -297,9 +297,9 @@ def analytic(beta: float) -> float:
 
 
 def test_log_partition_without_ties_tends_to_the_papers() -> None:
-    rewards = torch.rand(1, 4000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rewards = torch.rand(1, 1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for beta in (0.1, 0.3, 1.0):
-        assert log_partition(rewards, beta=beta).item() == pytest.approx(analytic(beta), abs=1e-3)
+        assert log_partition(rewards, beta=beta).item() == pytest.approx(analytic(beta), abs=5e-3)
 
 
 def test_log_partition_of_ties_is_not_the_papers() -> None:

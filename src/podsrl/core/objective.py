@@ -59,7 +59,7 @@ OBJECTIVES: dict[str, Objective] = {
     "astar_po": Objective(
         astar_po, {"beta": 1e-3, "value_beta": 0.5}, needs_reference_rewards=True
     ),
-    "qrpo": Objective(qrpo, {"beta": 0.01}, needs_reference_rewards=True),
+    "qrpo": Objective(qrpo, {"beta": 0.1}, needs_reference_rewards=True),
     "rebel": Objective(rebel, {"rebel_eta": 1.0}, needs_reference=False, needs_whole_groups=True),
     "vargrad": Objective(vargrad, {"beta": 0.1}, needs_whole_groups=True),
     "sapg": Objective(
