@@ -120,6 +120,17 @@ def test_two_processes_share_one_budget_and_refill_alike(
     assert first["log_history"][0]["loss"] == second["log_history"][0]["loss"] != 0
 
 
+def test_two_processes_end_by_one_clock(launched: tuple[Path, list[dict]]) -> None:
+    folder, records = launched
+    first, second = (record["clock"] for record in records)
+    assert first == second
+    assert first["seconds"] >= 0.5 and 1 <= first["steps"] < 200
+    rows = [json.loads(line) for line in (folder / "curve.jsonl").read_text().splitlines()]
+    assert [row["mark_seconds"] for row in rows] == pytest.approx([0.0, 0.2, 0.4, 0.5])
+    assert rows[-1]["step"] == first["steps"]
+    assert rows[-1]["training_seconds"] == first["seconds"]
+
+
 def test_a_fraction_of_a_rollout_per_process_is_refused(tmp_path: Path) -> None:
     """Half a group a process: n = 6, m = 4 would need 2 x 6 / 4 = 3 rollouts, n = 5 needs 2.5."""
     options = {"num_generations": 4, "use_cpu": True, "bf16": False}
