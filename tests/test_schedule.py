@@ -1,6 +1,8 @@
 """How many rollouts are kept as training goes on."""
 
-from podsrl.schedule import kept_at, smallest_unit
+from types import SimpleNamespace
+
+from podsrl.schedule import kept_at, num_kept, smallest_unit
 
 
 def test_every_number_holds_for_an_equal_share():
@@ -18,3 +20,16 @@ def test_unit_keeps_micro_batches_whole():
     # 8 kept, 2 rows: 2 k / 8 whole means k = 4 or 8; 12 rows: 12 k / 8 whole means k even.
     assert (smallest_unit(8, 2), smallest_unit(8, 12), smallest_unit(8, 16)) == (4, 2, 1)
     assert smallest_unit(4, 1) == 4
+
+
+def test_the_number_grows_over_the_steps_that_are_named():
+    args = SimpleNamespace(
+        num_generations_start=2,
+        num_generations=4,
+        num_generations_steps=4,
+        per_device_train_batch_size=4,
+    )
+    states = [SimpleNamespace(global_step=step, max_steps=1000) for step in (0, 1, 2, 3, 4, 500)]
+    assert [num_kept(args, state) for state in states] == [2, 2, 3, 4, 4, 4]
+    args.num_generations_steps = None  # 1000 steps: 2, 3, 4 for a third of them each
+    assert [num_kept(args, state) for state in states] == [2, 2, 2, 2, 2, 3]

@@ -58,7 +58,14 @@ class PODSConfig(ObjectiveConfig):
         default=None,
         metadata={
             "help": "Rollouts kept per prompt at the start of training, growing in equal shares of "
-            "the steps to num_generations. Default: num_generations throughout."
+            "num_generations_steps to num_generations. Default: num_generations throughout."
+        },
+    )
+    num_generations_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "Steps over which num_generations_start grows to num_generations; name them "
+            "where a time budget ends training. Default: all steps of the training."
         },
     )
     refill_constant_groups: int = field(
@@ -196,6 +203,12 @@ class PODSConfig(ObjectiveConfig):
     def _check_schedule(self) -> None:
         """A micro-batch has batch_size x kept / m rows, which must be whole at every stage."""
         start, m = self.num_generations_start, self.num_generations
+        steps = self.num_generations_steps
+        if steps is not None and (start is None or steps < 1):
+            raise ValueError(
+                f"num_generations_steps is {steps}: give 1 or more, together with "
+                "num_generations_start, or leave it out."
+            )
         if start is None:
             return
         unit = smallest_unit(m, self.per_device_train_batch_size)

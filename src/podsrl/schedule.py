@@ -13,7 +13,7 @@ def kept_at(step: int, num_steps: int, *, start: int, end: int, unit: int = 1) -
 
     Args:
         step: optimizer steps done, 0 at the start of training.
-        num_steps: steps of the whole training.
+        num_steps: steps over which the number grows; beyond them it is `end`.
         start, end: both multiples of `unit`, start <= end.
         unit: see `smallest_unit`.
 
@@ -40,4 +40,5 @@ def num_kept(args: Any, state: Any) -> int:
     if start is None:
         return int(end)
     unit = smallest_unit(end, args.per_device_train_batch_size)
-    return kept_at(state.global_step, state.max_steps, start=start, end=end, unit=unit)
+    num_steps = args.num_generations_steps or state.max_steps
+    return kept_at(state.global_step, num_steps, start=start, end=end, unit=unit)
