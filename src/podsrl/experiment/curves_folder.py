@@ -89,11 +89,16 @@ def _curve_points(folder: Path) -> list[Point]:
 
 
 def _phases(folder: Path) -> dict[str, float]:
-    rows = read_metrics(folder)
-    if not rows:
+    """Seconds per step and phase: of the metrics, or of the result where these were not kept."""
+    rows, result = read_metrics(folder), folder / "result.json"
+    if rows:
+        seconds, steps = phase_seconds(rows), rows[-1]["step"]
+    elif result.is_file():
+        found = read_json(result)
+        seconds, steps = found.get("seconds", {}), found.get("steps")
+    else:
         return {}
-    seconds = phase_seconds(rows)
-    return {key: seconds[key] / rows[-1]["step"] for key in PHASES if key in seconds}
+    return {key: seconds[key] / steps for key in PHASES if steps and key in seconds}
 
 
 def _shared(arms: dict[str, Arm]) -> dict[str, Any]:
