@@ -300,6 +300,15 @@ def test_differing_tokens_step_over_masked_ones():
     assert not any(side.any() for side in differing_tokens(ids_BT, mask_BT, pairs))
 
 
+def test_a_token_that_is_everywhere_is_still_matched():
+    # difflib's own shortcut would call a token junk that fills a sequence of 200 or more.
+    ids_BT = torch.full((2, 250), 5)
+    ids_BT[:, 0] = torch.tensor([6, 7])
+    pairs = pair_rows(torch.tensor([1.0, 0.0]), torch.tensor([0, 0]))
+    for differs_KT in differing_tokens(ids_BT, torch.ones(2, 250), pairs):
+        assert differs_KT[pairs.real_K].nonzero()[:, 1].tolist() == [0]
+
+
 def test_rbrm_limits():
     margin_K = torch.tensor([-2.0, 0.0, 3.0], dtype=torch.float64)
     sure_K, equal_K = torch.full((3,), 100.0).double(), torch.zeros(3).double()
