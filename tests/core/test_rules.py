@@ -58,9 +58,9 @@ def test_max_abs_advantage_at_any_magnitude(scale):
 
 
 def test_distances_that_differ_by_rounding_are_equal():
-    # 0.1 and 0.3 are equally far from their mean with 0.2, but not in float64.
+    # 0.3 and 3 x 0.3 are equally far from their mean with 0.6, but not in float64.
     kept = [
-        select([0.1, 0.2, 0.3], 1, "max_abs_advantage", seed=seed).item() for seed in range(200)
+        select([0.3, 0.6, 3 * 0.3], 1, "max_abs_advantage", seed=seed).item() for seed in range(200)
     ]
     assert 60 < kept.count(0) < 140
     assert kept.count(1) == 0
@@ -83,7 +83,8 @@ def test_reward_per_token_keeps_the_largest_share():
     for keep, expected in ((1, [1]), (2, [1, 2]), (3, [0, 1, 2])):
         assert select(rewards, keep, "reward_per_token", lengths=lengths).tolist() == expected
     # A negative reward gains by length: -1/2 beats -1; an empty rollout counts as one token.
-    assert select([-1.0, -1.0], 1, "reward_per_token", lengths=[0, 2]).tolist() == [1]
+    assert select([-1.0, -1.0], 1, "reward_per_token", lengths=[1, 2]).tolist() == [1]
+    assert select([0.4, 1.0], 1, "reward_per_token", lengths=[0, 2]).tolist() == [1]
     assert select([NAN, -1.0], 1, "reward_per_token", lengths=[1, 9]).tolist() == [1]
 
 
