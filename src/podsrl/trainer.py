@@ -7,7 +7,8 @@ ratios, reference log-probs) concerns kept rollouts. Two methods of GRPOTrainer 
     _calculate_rewards   hands back the rewards of the kept m, computed above
 
 and `_generate_and_score_completions`, which calls both, is wrapped to set the metrics right.
-Sampling and log-probs themselves are made cheaper in rollout/hook.py and update/hook.py.
+Sampling and log-probs themselves are made cheaper in rollout/hook.py and update/hook.py;
+objective/hook.py minimises another objective than TRL's where `objective` asks for one.
 tests/trainer/test_host_contract.py holds TRL to the names, signatures and order used here.
 
 Shape letters: P prompts, N sampled rollouts, M kept rollouts.

@@ -13,6 +13,10 @@ SIGNATURES = {
     "_generate_and_score_completions": ["self", "inputs"],
     "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
     "log": ["self", "logs", "start_time"],
+    "_compute_loss": ["self", "model", "inputs"],
+    "_prepare_inputs": ["self", "generation_batch"],
+    "_save_checkpoint": ["self", "model", "trial"],
+    "_load_optimizer_and_scheduler": ["self", "checkpoint"],
 }
 
 
@@ -39,6 +43,20 @@ def test_generation_comes_before_log_probs_and_those_before_rewards() -> None:
     positions = [source.find(call) for call in calls]
     assert -1 not in positions, dict(zip(calls, positions, strict=True))
     assert positions == sorted(positions)
+
+
+def test_names_that_objectives_read_from_a_batch() -> None:
+    source = _source("_generate_and_score_completions")
+    for name in (
+        "advantages",
+        "num_items_in_batch",
+        "old_per_token_logps",
+        "ref_per_token_logps",
+        "sampling_per_token_logps",
+    ):
+        assert f'"{name}"' in source, name
+    assert "current_gradient_accumulation_steps" in _source("_compute_loss")
+    assert "self.model_wrapped" in _source("_generate_single_turn")
 
 
 def test_generate_returns_the_eight_values_in_order() -> None:
