@@ -58,7 +58,8 @@ class TrainingClock(TrainerCallback, ExportableState):
         try:
             yield
         finally:
-            self.seconds[name] += time.perf_counter() - start
+            self._last_event = time.perf_counter()
+            self.seconds[name] += self._last_event - start
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -89,8 +90,11 @@ class TrainingClock(TrainerCallback, ExportableState):
         self.seconds["saving"] += time.perf_counter() - self._last_event
 
     def state(self) -> dict[str, Any]:
-        attributes = {"seconds": dict(self.seconds), "earlier_wall_seconds": self.wall_seconds()}
-        return {"args": {}, "attributes": attributes}
+        """What a checkpoint keeps; asked for at the end of saving it, whose seconds count, too."""
+        saving = self.seconds["saving"] + time.perf_counter() - self._last_event
+        seconds = {**self.seconds, "saving": saving}
+        wall = self.wall_seconds()
+        return {"args": {}, "attributes": {"seconds": seconds, "earlier_wall_seconds": wall}}
 
 
 def _of_main_process(seconds: float) -> float:
