@@ -2,10 +2,10 @@
 
     python benchmarks/step.py --output benchmarks/step.json
 
-Three cases: one prompt 64 -> 16 and four prompts 16 -> 4 on the packaged model, and the latter on an
-untrained model of 1.8 M parameters. A case that is measured anew replaces its figures in the
-JSON and leaves the others. The arms of a case run in one process, in turn,
-`--repeats` times; each time an arm's trainer is made anew, and its very first step is not counted.
+Three cases: one prompt 64 -> 16 and four prompts 16 -> 4 on the packaged model, and the latter on
+an untrained model of 1.8 M parameters. A case that is measured anew replaces its figures in the
+JSON and leaves the others. The arms of a case run in one process, in turn, `--repeats` times; each
+time an arm's trainer is made anew, and its very first step is not counted.
 Phases: sampling, rewards, selection, log-probs and update (forward and backward), optimizer, and
 everything else; the JSON holds medians. Peak memory is the process's resident peak since the arm
 began (the kernel's counter is set back), or the allocator's on CUDA.

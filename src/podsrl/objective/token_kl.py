@@ -64,9 +64,18 @@ class TokenDivergence(GRPOTrainer):
             )
 
     def _get_per_token_logps_and_entropies(  # type: ignore[no-untyped-def]
-        self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **options
+        self,
+        model,
+        input_ids,
+        attention_mask,
+        logits_to_keep,
+        batch_size=None,
+        compute_entropy=False,
+        compute_aux_loss=False,
+        **options,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         compute = super()._get_per_token_logps_and_entropies
+        options |= {"compute_entropy": compute_entropy, "compute_aux_loss": compute_aux_loss}
         if not (self._tracks_divergence() and self.model.training):
             return compute(
                 model, input_ids, attention_mask, logits_to_keep, batch_size=batch_size, **options
