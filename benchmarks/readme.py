@@ -1,7 +1,7 @@
-"""Write the README's tables from the JSON files in benchmarks/.
+"""Write the tables of README.md and docs/methods.md from the JSON files in benchmarks/.
 
-python benchmarks/readme.py           rewrite README.md
-python benchmarks/readme.py --check   fail if README.md is not what it would write
+python benchmarks/readme.py           rewrite them
+python benchmarks/readme.py --check   fail if they are not what it would write
 """
 
 import argparse
@@ -49,6 +49,61 @@ def run_table() -> str:
     return table(("", "seen"), rows)
 
 
+def arms_table() -> str:
+    """Arms at equal training time: accuracy at the end, and how much sooner they are there."""
+    summary = read("arms/summary")["comparisons"][0]
+    rows = []
+    for name, arm in summary["arms"].items():
+        against = summary["against_baseline"].get(name)
+        rows.append(
+            (
+                name,
+                f"{arm['num_rollouts']}/{arm['num_generations']}",
+                f"{arm['seconds_per_step']['value']:.2f}",
+                share(arm["measures"]["accuracy"]["final"]),
+                points(against["differences"]["accuracy"]["end"]) if against else "baseline",
+                times(against["speed_up"]["peak"]["interpolated"]) if against else "1",
+            )
+        )
+    head = ("arm", "n/m", "s a step", "accuracy at the end", "minus baseline's", "times as fast")
+    return table(head, rows)
+
+
+def methods_table() -> str:
+    """Every method at equal training time on two seeds."""
+    summary = read("objectives/summary")["comparisons"][0]
+    rows = []
+    for name, arm in summary["arms"].items():
+        accuracy = arm["measures"]["accuracy"]
+        against = summary["against_baseline"].get(name)
+        end = against["differences"]["accuracy"]["end"] if against else None
+        rows.append(
+            (
+                name,
+                f"{arm['seconds_per_step']['value']:.2f}",
+                f"{100 * accuracy['final']['value']:.1f} %",
+                f"{100 * accuracy['peak']['value']:.1f} %",
+                f"{100 * end['value']:+.1f}" if end else "baseline",
+            )
+        )
+    return table(("arm", "s a step", "at the end", "at its best", "minus baseline's"), rows)
+
+
+def points(difference: dict[str, float]) -> str:
+    """A difference of shares and its interval in points."""
+    value, low, high = (100 * difference[key] for key in ("value", "low", "high"))
+    return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
+
+
+def times(speed_up: dict[str, Any]) -> str:
+    """A ratio of times and its interval; 0 is a level that is never reached."""
+    low, ratio, high = (
+        number if isinstance(number, str) else f"{number:.2f}"
+        for number in (speed_up[key] for key in ("ratio_low", "ratio", "ratio_high"))
+    )
+    return f"{ratio} ({low} to {high})"
+
+
 def step_table() -> str:
     """Seconds of one training step, case by case and arm by arm."""
     rows = []
@@ -82,14 +137,22 @@ def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-TABLES = {"run": run_table, "step": step_table, "selection": selection_table}
+TABLES = {
+    "README.md": {
+        "arms": arms_table,
+        "run": run_table,
+        "step": step_table,
+        "selection": selection_table,
+    },
+    "docs/methods.md": {"methods": methods_table},
+}
 
 
-def render(text: str) -> str:
-    """The text with every table between its markers written anew."""
-    for name, make in TABLES.items():
-        pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        assert pattern.search(text), f"README.md has no markers for the table {name}"
+def render(name: str, text: str) -> str:
+    """The text of the file with every table between its markers written anew."""
+    for title, make in TABLES[name].items():
+        pattern = re.compile(rf"(<!-- table: {title} -->\n).*?(<!-- end -->)", re.DOTALL)
+        assert pattern.search(text), f"{name} has no markers for the table {title}"
         text = pattern.sub(lambda match, make=make: match[1] + make() + "\n" + match[2], text)
     return text
 
@@ -97,13 +160,19 @@ def render(text: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--check", action="store_true")
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    wanted = render(text)
-    if parser.parse_args().check:
-        return int(text != wanted)
-    readme.write_text(wanted)
-    return 0
+    check = parser.parse_args().check
+    stale = []
+    for name in TABLES:
+        path = ROOT / name
+        text = path.read_text()
+        wanted = render(name, text)
+        if wanted != text:
+            stale.append(name)
+        if not check:
+            path.write_text(wanted)
+    if check and stale:
+        print(f"stale tables in {', '.join(stale)}: run python benchmarks/readme.py")
+    return int(check and bool(stale))
 
 
 if __name__ == "__main__":

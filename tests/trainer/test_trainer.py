@@ -329,8 +329,8 @@ def test_config_defaults(tmp_path: Path) -> None:
         "kept",
     )
     assert set(PODSConfig.__annotations__) == {
-        *("num_rollouts", "selection_rule", "num_generations_start", "refill_constant_groups"),
-        *("budget", "budget_floor", "budget_cap"),
+        *("num_rollouts", "selection_rule", "num_generations_start", "num_generations_steps"),
+        *("budget", "budget_floor", "budget_cap", "refill_constant_groups"),
         *("fast_sampling", "packed_update", "early_stop", "reward_bounds"),
     }
     assert config.fast_sampling and config.packed_update

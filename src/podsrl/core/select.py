@@ -51,6 +51,8 @@ def select(
             rule; 64-bit integers above 2**53; lengths missing, of another shape, negative or not
             finite.
         TypeError: rewards neither float nor int; `keep` not an integer.
+        RuntimeError: values out of range on CUDA, from the device and without naming the reward:
+            to look at them first would make the host wait.
 
     Example:
         >>> select([0.0, 0.1, 0.9, 0.2, 1.0], keep=3)
@@ -110,7 +112,10 @@ def _check_values(rewards_PN: Tensor, *, first_group: int) -> None:
     else:
         return
     low, high = scored_PN.aminmax()
-    if (low < -largest) | (high > largest):
+    if rewards_PN.is_cuda:
+        # Asking the device whether to raise, and which reward it is, would make the host wait.
+        torch._assert_async((low >= -largest) & (high <= largest), f"rewards must be {bound}")
+    elif (low < -largest) | (high > largest):
         group, rollout = ((scored_PN < -largest) | (scored_PN > largest)).nonzero()[0].tolist()
         raise ValueError(
             f"the reward of group {first_group + group}, rollout {rollout} is "
