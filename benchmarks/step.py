@@ -28,7 +28,7 @@ from typing import Any
 import torch
 import warm_up
 from datasets import Dataset
-from transformers import TrainerCallback
+from stopwatch import Stopwatch
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging
 from trl import GRPOConfig, GRPOTrainer
@@ -37,9 +37,8 @@ from podsrl import PODSConfig, PODSTrainer
 from podsrl.experiment.run_folder import device_name, versions
 from podsrl.models import load_model, load_tokenizer
 from podsrl.tasks import load_task
+from podsrl.timing import peak_memory_gib, reset_peak_memory
 
-CLEAR_REFS = Path("/proc/self/clear_refs")
-PHASES = ("sampling", "rewards", "selection", "update", "optimizer", "other")
 OFF: dict[str, Any] = {"fast_sampling": False, "packed_update": False}
 
 
@@ -78,67 +77,12 @@ def arms(case: Case) -> dict[str, dict[str, Any]]:
     }
 
 
-class Stopwatch(TrainerCallback):
-    """Seconds per phase of every step, for TRL's trainer and ours alike."""
-
-    def __init__(self, trainer: GRPOTrainer) -> None:
-        self.steps: list[dict[str, float]] = []
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-        self.tokens: defaultdict[str, int] = defaultdict(int)
-        self.trainer, self.start, self.mark = trainer, 0.0, 0.0
-        self._wrap("_generate_single_turn", "sampling")
-        self._wrap("_select", "selection")
-        self._wrap("_keep", "selection")
-        self._wrap("_compute_loss", "update")
-        self._wrap("_get_per_token_logps_and_entropies", "log_probs")
-        trainer.reward_funcs = [self._timed(f, "rewards") for f in trainer.reward_funcs]
-        backward = trainer.accelerator.backward
-        trainer.accelerator.backward = self._timed(backward, "update")
-
-    def _wrap(self, name: str, phase: str) -> None:
-        if hasattr(self.trainer, name):
-            setattr(self.trainer, name, self._timed(getattr(self.trainer, name), phase))
-
-    def _timed(self, function: Any, phase: str) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            start = self.now()
-            result = function(*args, **kwargs)
-            self.seconds[phase] += self.now() - start
-            if phase == "sampling":
-                self.tokens["prompt"] = sum(map(len, args[0]))
-                self.tokens["sampled"] = sum(map(len, result[0]))
-                self.tokens["steps"] = max(map(len, result[0]))
-            return result
-
-        return call
-
-    def now(self) -> float:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self.seconds.clear()
-        self.start = self.now()
-
-    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
-        self.mark = self.now()
-
-    def on_optimizer_step(self, *_: Any, **__: Any) -> None:
-        self.seconds["optimizer"] += self.now() - self.mark
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        step = {phase: self.seconds[phase] for phase in PHASES}
-        step["total"] = self.now() - self.start
-        step["other"] = step["total"] - sum(step[phase] for phase in PHASES[:-1])
-        self.steps.append({**step, **self.tokens})
-
-
 def run_arm(
     case: Case, options: dict[str, Any], sizes: argparse.Namespace, *, warm_up: int
 ) -> list[dict]:
     """Figures of every counted step of one arm, in a trainer of its own."""
-    reset_peak_memory()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    reset_peak_memory(device)
     task = load_task("arithmetic")
     pods = "num_rollouts" in options
     config = (PODSConfig if pods else GRPOConfig)(
@@ -166,7 +110,7 @@ def run_arm(
     watch = Stopwatch(trainer)
     trainer.add_callback(watch)
     trainer.train()
-    peak = peak_since_reset_gib()
+    peak = peak_memory_gib(device)
     del trainer
     gc.collect()
     return [{**step, "peak_memory_gib": peak} for step in watch.steps[warm_up:]]
@@ -184,23 +128,6 @@ def make_tokenizer(name: str) -> Any:
     return warm_up.make_tokenizer(
         [f"{row['prompt'][0]['content']} {row['answer']}" for row in rows]
     )
-
-
-def reset_peak_memory() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    elif CLEAR_REFS.exists():
-        CLEAR_REFS.write_text("5")
-
-
-def peak_since_reset_gib() -> float | None:
-    """Peak since `reset_peak_memory`, GiB; None where the kernel does not tell."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    if not CLEAR_REFS.exists():
-        return None
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**20
 
 
 def machine_rates() -> dict[str, float]:
@@ -253,8 +180,7 @@ def floors(case: Case, step: dict[str, float], options: dict, rates: dict) -> di
 
 def summarise(steps: list[dict[str, float]]) -> dict[str, float]:
     """Medians over the counted steps of all repeats, and tokens per second."""
-    known = [key for key in steps[0] if steps[0][key] is not None]
-    median = {key: statistics.median(step[key] for step in steps) for key in known}
+    median = {key: statistics.median(step[key] for step in steps) for key in steps[0]}
     median["sampled_tokens_per_second"] = statistics.median(
         step["sampled"] / step["sampling"] for step in steps
     )

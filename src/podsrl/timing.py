@@ -44,7 +44,10 @@ class PhaseClock:
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Largest memory held so far in GiB: by the device's allocator, or by this process on CPU."""
+    """Largest memory held so far in GiB: by the device's allocator, or by this process on CPU.
+
+    So far: since the start, or the last `reset_peak_memory`.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     import resource

@@ -35,13 +35,8 @@ from podsrl.schedule import num_kept
 from podsrl.selection import Selection, choose
 from podsrl.step_clock import StepClock
 from podsrl.timing import PhaseClock, peak_memory_gib
+from podsrl.trainer_arguments import default_output_dir, refuse_unsupported
 from podsrl.update.hook import PackedUpdate
-
-UNSUPPORTED = {
-    "tools": "tool calls",
-    "environment_factory": "environments",
-    "rollout_func": "custom rollout functions",
-}
 
 TITLE = "Not All Rollouts are Useful: Down-Sampling Rollouts in LLM Reinforcement Learning"
 CITATION = f"""@article{{xu2025pods,
@@ -75,10 +70,10 @@ class PODSTrainer(EarlyStopping, Refilling, ObjectiveHook, PackedUpdate, GRPOTra
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         bound = inspect.signature(GRPOTrainer.__init__).bind(self, *args, **kwargs)
-        _refuse_unsupported(bound.arguments)
+        refuse_unsupported(bound.arguments)
         refuse_early_stop(bound.arguments)
         if bound.arguments.get("args") is None:
-            bound.arguments["args"] = PODSConfig(_default_output_dir(bound.arguments["model"]))
+            bound.arguments["args"] = PODSConfig(default_output_dir(bound.arguments["model"]))
         super().__init__(*bound.args[1:], **bound.kwargs)
         if self._is_vlm:
             raise NotImplementedError(
@@ -283,23 +278,3 @@ class PODSTrainer(EarlyStopping, Refilling, ObjectiveHook, PackedUpdate, GRPOTra
 
 # help() and editors show the arguments of the class whose place this one takes.
 PODSTrainer.__signature__ = inspect.signature(GRPOTrainer)
-
-
-def _default_output_dir(model: Any) -> str:
-    name = model if isinstance(model, str) else model.config._name_or_path
-    return f"{name.rstrip('/').split('/')[-1]}-PODS"
-
-
-def _refuse_unsupported(arguments: dict[str, Any]) -> None:
-    for name, what in UNSUPPORTED.items():
-        if arguments.get(name):
-            raise NotImplementedError(
-                f"PODSTrainer does not support {what} yet ({name} is set): leave it out, or train "
-                "with GRPOTrainer."
-            )
-    args = arguments.get("args")
-    if args is not None and not isinstance(args, PODSConfig):
-        raise TypeError(
-            f"args is a {type(args).__name__}; PODSTrainer needs a PODSConfig, which takes the "
-            "same fields and adds num_rollouts, selection_rule and advantage_from."
-        )

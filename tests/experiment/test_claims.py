@@ -28,7 +28,7 @@ def claim_all(folder: Path, barrier: Any, queue: Any) -> None:
 def race(folder: Path) -> list[int]:
     """All runs claimed by all processes together, sorted."""
     context = multiprocessing.get_context("fork")
-    barrier, queue = context.Barrier(NUM_PROCESSES), context.Queue()
+    barrier, queue = context.Barrier(NUM_PROCESSES, timeout=20), context.Queue()
     processes = [
         context.Process(target=claim_all, args=(folder, barrier, queue))
         for _ in range(NUM_PROCESSES)
