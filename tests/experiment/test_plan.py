@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from podsrl.cli import plan as plan_command
+from podsrl.experiment import plan_measure
 from podsrl.experiment.plan import (
     Costs,
     Line,
@@ -142,3 +143,15 @@ def test_plan_of_a_tiny_model(tiny_folder, tmp_path, capsys):
     assert rows == 4
     assert plan_command.main(command) == 2
     assert "holds a plan" in capsys.readouterr().err
+
+
+def test_rounds_go_there_and_back_after_one_that_does_not_count(monkeypatch):
+    pairs, seen = [(4, 4), (16, 4), (16, 8)], []
+    monkeypatch.setattr(plan_measure, "settings_at", lambda recipe, plan, n, m, num_steps: (n, m))
+    monkeypatch.setattr(plan_measure, "measure", lambda settings: seen.append(settings) or settings)
+    clock = iter([0.0, 5.0, 20.0])  # start, after the first round, after the second
+    monkeypatch.setattr(plan_measure.time, "perf_counter", lambda: next(clock))
+    plan = plan_measure.Layout(16, 4, 1, 1)
+    rounds = plan_measure.measure_rounds({}, plan, pairs, num_steps=1, at_least_seconds=10)
+    assert list(rounds) == [*pairs, *reversed(pairs)]
+    assert seen == [(4, 4), *pairs, *reversed(pairs)]

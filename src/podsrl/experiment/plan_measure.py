@@ -1,5 +1,6 @@
 """Seconds and memory of real training steps at chosen n and m."""
 
+import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -65,7 +66,12 @@ def layout(config: PODSConfig) -> Layout:
 
 
 def settings_at(
-    recipe: Mapping[str, Any], plan: Layout, num_rollouts: int, num_kept: int, num_steps: int
+    recipe: Mapping[str, Any],
+    plan: Layout,
+    num_rollouts: int,
+    num_kept: int,
+    *,
+    num_steps: int,
 ) -> dict[str, Any]:
     """The recipe with this n and m and as many prompts per step, to measure and not to learn."""
     rows = plan.num_prompts * num_kept
@@ -112,16 +118,18 @@ def measure_rounds(
     num_steps: int,
     at_least_seconds: float,
 ) -> Iterator[Point]:
-    """Measure the pairs in turn, round by round, until the seconds have passed.
+    """Measure the pairs in turn, there and back, until the seconds have passed.
 
-    In turn, so that a machine that slows down slows all of them.
+    In turn, so that a machine that slows down slows all of them, and there and back, so that none
+    is always first. The first trainer of a process is slower than the next, so one is not counted.
     """
+    measure(settings_at(recipe, plan, *pairs[0], num_steps=1))
     start = time.perf_counter()
-    first = True
-    while first or time.perf_counter() - start < at_least_seconds:
-        for num_rollouts, num_kept in pairs:
-            yield measure(settings_at(recipe, plan, num_rollouts, num_kept, num_steps))
-        first = False
+    for turn in itertools.count():
+        if turn and time.perf_counter() - start >= at_least_seconds:
+            return
+        for num_rollouts, num_kept in pairs if turn % 2 == 0 else reversed(pairs):
+            yield measure(settings_at(recipe, plan, num_rollouts, num_kept, num_steps=num_steps))
 
 
 def memory_gib(device: torch.device) -> float:
