@@ -149,8 +149,9 @@ def propose(costs: Costs, num_kept: int, num_prompts: int, memory_gib: float) ->
 
     m stays the recipe's. n is the largest of 4 m, 3 m, 2 m with which a step takes at most twice as
     long as one that samples and trains on m: in the authors' logs most of the gain is there at
-    n = 2 m and little is added beyond 4 m. PODS is said to pay when it also saves a fifth or more of a step that trains on all
-    n. A micro-batch is the largest number of whole groups that divides the step and fits.
+    n = 2 m and little is added beyond 4 m. PODS is said to pay when it also saves a fifth or more
+    of a step that trains on all n. A micro-batch is the largest number of whole groups that divides
+    the step and fits.
 
     Raises `ValueError` when not even one group of m fits into the memory.
     """
