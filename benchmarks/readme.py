@@ -50,22 +50,22 @@ def run_table() -> str:
 
 
 def arms_table() -> str:
-    """Arms at equal training time: accuracy at the end, and how much sooner they are there."""
+    """Arms at equal training time, and their lead over two baselines, averaged over the window."""
     summary = read("arms/summary")["comparisons"][0]
+    leads = [read(f"arms/{name}")["comparisons"][0] for name in ("summary", "against-grpo-ga")]
     rows = []
     for name, arm in summary["arms"].items():
-        against = summary["against_baseline"].get(name)
+        against = [lead["against_baseline"].get(name) for lead in leads]
         rows.append(
             (
                 name,
                 f"{arm['num_rollouts']}/{arm['num_generations']}",
                 f"{arm['seconds_per_step']['value']:.2f}",
                 share(arm["measures"]["accuracy"]["final"]),
-                points(against["differences"]["accuracy"]["end"]) if against else "baseline",
-                times(against["speed_up"]["peak"]["interpolated"]) if against else "1",
+                *(points(a["differences"]["accuracy"]["window"]) if a else "" for a in against),
             )
         )
-    head = ("arm", "n/m", "s a step", "accuracy at the end", "minus baseline's", "times as fast")
+    head = ("arm", "n/m", "s a step", "accuracy at the end", "minus grpo's", "minus grpo-ga's")
     return table(head, rows)
 
 
@@ -93,15 +93,6 @@ def points(difference: dict[str, float]) -> str:
     """A difference of shares and its interval in points."""
     value, low, high = (100 * difference[key] for key in ("value", "low", "high"))
     return f"{value:+.1f} ({low:+.1f} to {high:+.1f})"
-
-
-def times(speed_up: dict[str, Any]) -> str:
-    """A ratio of times and its interval; 0 is a level that is never reached."""
-    low, ratio, high = (
-        number if isinstance(number, str) else f"{number:.2f}"
-        for number in (speed_up[key] for key in ("ratio_low", "ratio", "ratio_high"))
-    )
-    return f"{ratio} ({low} to {high})"
 
 
 def step_table() -> str:
