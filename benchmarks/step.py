@@ -3,7 +3,7 @@
     python benchmarks/step.py --output benchmarks/step.json
 
 Three cases: one prompt 64 -> 16 and four prompts 16 -> 4 on the packaged model, and the latter on
-an untrained model of 1.8 M parameters. A case that is measured anew replaces its figures in the
+an untrained model of 2.4 M parameters. A case that is measured anew replaces its figures in the
 JSON and leaves the others. The arms of a case run in one process, in turn, `--repeats` times; each
 time an arm's trainer is made anew, and its very first step is not counted.
 Phases: sampling, rewards, selection, log-probs and update (forward and backward), optimizer, and
@@ -117,7 +117,7 @@ def run_arm(
 
 
 def make_model(name: str) -> Any:
-    """The packaged model, or the untrained one of warm_up.py: 1.8 M parameters, few tokens."""
+    """The packaged model, or the untrained one of warm_up.py: 2.4 M parameters, few tokens."""
     return load_model(name) if name != "tiny" else warm_up.make_model(make_tokenizer(name), 192, 4)
 
 
