@@ -38,10 +38,10 @@ docs/compare.md has the rest."""
 def main(argv: list[str]) -> int:
     """Run what is left; 0 when all is done, 1 with failed runs, 2 bad input, 130 for Ctrl-C."""
     options = _parser().parse_args(argv)
-    from podsrl.cli.train import _quieten
+    from podsrl.cli.train import quieten
     from podsrl.experiment.comparison import load_comparison, write_comparison
 
-    _quieten()
+    quieten()
     try:
         comparison = load_comparison(Path(options.file))
         runs = comparison.runs(options.arms, options.seeds)

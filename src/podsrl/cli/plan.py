@@ -30,10 +30,10 @@ def main(argv: list[str]) -> int:
     options = _parser().parse_args(argv)
     from rich.console import Console
 
-    from podsrl.cli.train import _quieten
+    from podsrl.cli.train import quieten
 
     console = Console(highlight=False, soft_wrap=True)
-    _quieten()
+    quieten()
     try:
         recipe, plan = _read(Path(options.recipe))
         if (Path(options.output) / "plan.json").exists() and not options.overwrite:

@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     from rich.console import Console
 
     console = Console()
-    _quieten()
+    quieten()
     try:
         run = _prepare(argv, console)
     except (ValueError, OSError) as error:
@@ -88,7 +88,7 @@ def _prepare(argv: list[str], console):  # type: ignore[no-untyped-def]
     return prepare_run(arguments, config, model_config, console)
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Keep the hosts' bars and notices out of the way of our own; errors still show."""
     import warnings
 

@@ -25,7 +25,6 @@ import torch
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
-from trl.models import unwrap_model_for_generation
 
 from podsrl.evaluate import Evaluation, evaluate
 from podsrl.experiment.arguments import RunArguments
@@ -148,13 +147,7 @@ class EvaluationCurve(TrainerCallback, ExportableState):
         trainer = self.trainer
         dtype = trainer._autocast_dtype()
         with (
-            unwrap_model_for_generation(
-                trainer.model_wrapped,
-                trainer.accelerator,
-                gather_deepspeed3_params=trainer.args.ds3_gather_for_generation,
-                generation_kwargs=trainer.generation_kwargs,
-                gradient_checkpointing_kwargs=trainer.args.gradient_checkpointing_kwargs,
-            ) as model,
+            trainer._unwrapped_policy() as model,
             torch.autocast(trainer.accelerator.device.type, dtype=dtype, enabled=dtype is not None),
         ):
             yield model

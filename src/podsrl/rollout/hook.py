@@ -3,6 +3,7 @@
 import itertools
 import logging
 import math
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -59,13 +60,7 @@ class FastSampling(GRPOTrainer):
         num_shared = math.gcd(*(count for _, count in runs))
         prompts = [ids for ids, count in runs for _ in range(count // num_shared)]
         with (
-            unwrap_model_for_generation(
-                self.model_wrapped,
-                self.accelerator,
-                gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-                generation_kwargs=self.generation_kwargs,
-                gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
-            ) as model,
+            self._unwrapped_policy() as model,
             self._dist.summon_full_params(self.model_wrapped, recurse=False),
         ):
             rollouts = sample(
@@ -77,6 +72,16 @@ class FastSampling(GRPOTrainer):
                 monitor=self._monitor,
             )
         return rollouts.completion_ids
+
+    def _unwrapped_policy(self) -> AbstractContextManager[Any]:
+        """The model that generates: out of its wrappers, its weights gathered where TRL does so."""
+        return unwrap_model_for_generation(
+            self.model_wrapped,
+            self.accelerator,
+            gather_deepspeed3_params=self.args.ds3_gather_for_generation,
+            generation_kwargs=self.generation_kwargs,
+            gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
+        )
 
     def _autocast_dtype(self) -> torch.dtype | None:
         kinds: dict[Any, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
