@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from podsrl.experiment.run_folder import read_json, write_json
+from podsrl.intervals import mean_interval
 
 HERE = Path(__file__).resolve().parent
 RECIPE = HERE.parent / "recipes" / "arithmetic-smollm2.yaml"
@@ -35,7 +36,7 @@ def run_side(side: str, seed: int, extra: list[str]) -> dict[str, Any]:
     return {"side": side, **kept, **accuracy}
 
 
-def summary(runs: list[dict[str, Any]]) -> dict[str, float]:
+def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Our training seconds over TRL's, and our accuracy minus TRL's in points, seed by seed."""
     by_side = {side: {r["seed"]: r for r in runs if r["side"] == side} for side in SIDES}
     seeds = [seed for seed in by_side["trl"] if seed in by_side["podsrl"]]
@@ -48,7 +49,7 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, float]:
         "num_seeds": len(seeds),
         "share_of_seconds_median": statistics.median(shares),
         "share_of_seconds_max": max(shares),
-        "accuracy_difference_points_mean": statistics.fmean(points),
+        "accuracy_difference_points": mean_interval(points),
     }
 
 
@@ -64,10 +65,14 @@ def main() -> None:
             if (side, seed) in done:
                 continue
             runs.append(run_side(side, seed, extra))
-            content = {"recipe": RECIPE.name, "summary": summary(runs), "runs": runs}
-            write_json(arguments.output, content)
+            write_runs(arguments.output, runs)
             seconds = runs[-1]["seconds"]["training"]
             print(f"seed {seed}, {side}: {seconds:.0f} s of training", flush=True)
+    write_runs(arguments.output, runs)
+
+
+def write_runs(path: Path, runs: list[dict[str, Any]]) -> None:
+    write_json(path, {"recipe": RECIPE.name, "summary": summary(runs), "runs": runs})
 
 
 if __name__ == "__main__":

@@ -49,6 +49,24 @@ def run_table() -> str:
     return table(("", "seen"), rows)
 
 
+def paths_table() -> str:
+    """The default recipe on TRL's sampling and update and on ours, seed by seed."""
+    by_side: dict[str, dict[int, Any]] = {"trl": {}, "podsrl": {}}
+    for run in read("paths")["runs"]:
+        by_side[run["side"]][run["seed"]] = run
+    rows = []
+    for seed, trl in by_side["trl"].items():
+        sides = (trl, by_side["podsrl"][seed])
+        minutes = [side["seconds"]["training"] / 60 for side in sides]
+        cells = [
+            cell
+            for side, spent in zip(sides, minutes, strict=True)
+            for cell in (share(side["accuracy_after"]), f"{spent:.1f} min")
+        ]
+        rows.append((str(seed), *cells, f"{100 * minutes[1] / minutes[0]:.0f} %"))
+    return table(("seed", "TRL's paths", "training", "ours", "training", "of TRL's time"), rows)
+
+
 def arms_table() -> str:
     """Arms at equal training time, and their lead over two baselines, averaged over the window."""
     summary = read("arms/summary")["comparisons"][0]
@@ -132,6 +150,7 @@ TABLES = {
     "README.md": {
         "arms": arms_table,
         "run": run_table,
+        "paths": paths_table,
         "step": step_table,
         "selection": selection_table,
     },

@@ -6,7 +6,8 @@ ratios, reference log-probs) concerns kept rollouts. Two methods of GRPOTrainer 
     _generate            samples n per prompt, scores all, selects, and returns the kept m
     _calculate_rewards   hands back the rewards of the kept m, computed above
 
-and `_generate_and_score_completions`, which calls both, is wrapped to set the metrics right.
+and `_generate_and_score_completions`, which calls both, is wrapped to set the metrics right;
+`_get_train_sampler`, to give a resumed run the order of prompts it would have had (sampler.py).
 Sampling and log-probs themselves are made cheaper in rollout/hook.py and update/hook.py;
 objective/hook.py minimises another objective than TRL's where `objective` asks for one.
 tests/trainer/test_host_contract.py holds TRL to the names, signatures and order used here.
@@ -20,7 +21,9 @@ from typing import Any, ClassVar
 
 import torch
 from accelerate.utils import gather, gather_object
+from datasets import Dataset
 from torch import Tensor
+from torch.utils.data import Sampler
 from trl import GRPOTrainer
 
 from podsrl.config import PODSConfig
@@ -31,6 +34,7 @@ from podsrl.objective.hook import ObjectiveHook
 from podsrl.refill import Rollouts
 from podsrl.refill_hook import Refilling
 from podsrl.rollout.early_stop_hook import EarlyStopping, refuse_early_stop
+from podsrl.sampler import ResumableSampler
 from podsrl.schedule import num_kept
 from podsrl.selection import Selection, choose
 from podsrl.step_clock import StepClock
@@ -89,6 +93,14 @@ class PODSTrainer(EarlyStopping, Refilling, ObjectiveHook, PackedUpdate, GRPOTra
         self._sampled: tuple[Any, ...] = ()  # rows and rollouts of the batch, for the log
         self.rollout_log: RolloutLog | None = None
         self.add_callback(StepClock(self))
+
+    def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
+        sampler = super()._get_train_sampler(dataset)
+        return ResumableSampler(sampler, self._epoch) if self.shuffle_dataset else sampler
+
+    def _epoch(self) -> int:
+        """Epochs that are complete."""
+        return int(self.state.epoch or 0)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         if not self.model.training:

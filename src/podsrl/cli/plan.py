@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from rich.console import Console
 
     from podsrl.experiment.plan import Costs, Point, Proposal
@@ -35,12 +36,12 @@ def main(argv: list[str]) -> int:
     console = Console(highlight=False, soft_wrap=True)
     quieten()
     try:
-        recipe, plan = _read(Path(options.recipe))
+        recipe, plan, device = _read(Path(options.recipe))
         if (Path(options.output) / "plan.json").exists() and not options.overwrite:
             raise ValueError(
                 f"{options.output} holds a plan: choose another --output, or pass --overwrite"
             )
-        return _plan(recipe, plan, options, console)
+        return _plan(recipe, plan, device, options, console)
     except (ValueError, OSError) as error:
         print(f"podsrl plan: {error}", file=sys.stderr)
         return 2
@@ -74,8 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _read(path: Path) -> tuple[dict[str, Any], "Layout"]:
-    """The recipe's settings, checked as training would check them, and its batch."""
+def _read(path: Path) -> tuple[dict[str, Any], "Layout", "torch.device"]:
+    """The recipe's settings, checked as training would check them, its batch and its device."""
     import yaml
 
     from podsrl.experiment.parsing import parse_settings
@@ -91,15 +92,16 @@ def _read(path: Path) -> tuple[dict[str, Any], "Layout"]:
     plan = layout(config)
     check_options(arguments, config, model_config)
     load_questions(arguments, config.seed)
-    return recipe, plan
+    return recipe, plan, config.device
 
 
 def _plan(
-    recipe: dict[str, Any], plan: "Layout", options: argparse.Namespace, console: "Console"
+    recipe: dict[str, Any],
+    plan: "Layout",
+    device: "torch.device",
+    options: argparse.Namespace,
+    console: "Console",
 ) -> int:
-    import torch
-
-    from podsrl.experiment.parsing import parse_settings
     from podsrl.experiment.plan import (
         as_json,
         check,
@@ -112,7 +114,6 @@ def _plan(
     from podsrl.experiment.plan_measure import memory_gib
     from podsrl.experiment.run_folder import device_name, versions, write_json
 
-    device = torch.device(parse_settings(recipe)[1].device)
     sizes = (plan.num_rollouts, plan.num_kept)
     console.print(f"{plan.num_prompts} prompts per step, on {device_name(device)}")
     points = merge(_measure(recipe, plan, points_to_measure(*sizes), options, console))
