@@ -8,7 +8,8 @@ JSON and leaves the others. The arms of a case run in one process, in turn, `--r
 time an arm's trainer is made anew, and its very first step is not counted.
 Phases: sampling, rewards, selection, log-probs and update (forward and backward), optimizer, and
 everything else; the JSON holds medians. Peak memory is the process's resident peak since the arm
-began (the kernel's counter is set back), or the allocator's on CUDA.
+began (the kernel's counter is set back), or the allocator's on CUDA. On a CPU it includes what the
+allocator kept of the arms and cases before: memory.py has a process for each figure.
 
 The floor of a phase is the time of the floating-point operations and of the bytes it cannot do
 without, at what a large matrix product and a large copy reach in the same run, whichever is longer.
