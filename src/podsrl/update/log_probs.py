@@ -102,7 +102,7 @@ def _only_hidden_states(backbone: nn.Module, index_K: Tensor) -> Iterator[None]:
     """Have `backbone` return the hidden states at `index_K` of its only row, in that order."""
 
     def gather(module: nn.Module, args: Any, output: Any) -> Any:
-        output.last_hidden_state = output.last_hidden_state[:, index_K]
+        output.last_hidden_state = output.last_hidden_state.index_select(1, index_K)
         return output
 
     handle = backbone.register_forward_hook(gather)
