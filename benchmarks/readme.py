@@ -121,7 +121,22 @@ def step_table() -> str:
             each = [f"{figures[key]:.1f}" for key in ("sampling", "update", "total")]
             extent = f"{figures['total_min']:.1f} to {figures['total_max']:.1f}"
             rows.append((case, name, *each, extent))
-    return table(("case", "arm, n/m", "sampling s", "update s", "step s", "range"), rows)
+    head = ("case", "arm, n/m", "sampling s", "update s", "step s", "range")
+    return f"{table(head, rows)}\n\n{step_ratios()}"
+
+
+def step_ratios() -> str:
+    """What the first case of the step table comes to."""
+    ratios = read("step")["cases"]["packaged 1 x (64 -> 16)"]["ratios"]
+    wide, narrow, before = (
+        f"{ratios[key]:.1f}"
+        for key in ("grpo wide over ours", "grpo narrow over ours", "before over ours")
+    )
+    return (
+        f"So on the packaged model TRL's GRPO takes {wide} times as long for a step on all 64, "
+        f"{narrow} times as long with 16 sampled and 16 trained on, and PODS on TRL's paths "
+        f"{before} times as long."
+    )
 
 
 def selection_table() -> str:
