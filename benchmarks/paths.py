@@ -31,25 +31,22 @@ def run_side(side: str, seed: int, extra: list[str]) -> dict[str, Any]:
         command = [sys.executable, "-m", "podsrl.cli", "train", str(RECIPE), "--seed", str(seed)]
         subprocess.run([*command, "--output_dir", str(target), *SIDES[side], *extra], check=True)
         result = read_json(target / "result.json")
-    kept = {key: result[key] for key in ("seed", "steps", "seconds", "gain_points", "versions")}
+    kept = {key: result[key] for key in ("steps", "seconds", "gain_points", "versions")}
     accuracy = {f"accuracy_{when}": result[when]["accuracy_greedy"] for when in ("before", "after")}
-    return {"side": side, **kept, **accuracy}
+    return kept | accuracy
 
 
-def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Our training seconds over TRL's, and our accuracy minus TRL's in points, seed by seed."""
-    by_side = {side: {r["seed"]: r for r in runs if r["side"] == side} for side in SIDES}
-    seeds = [seed for seed in by_side["trl"] if seed in by_side["podsrl"]]
-    pairs = [(by_side["podsrl"][seed], by_side["trl"][seed]) for seed in seeds]
+def summary(seeds: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Our training seconds over TRL's, and our accuracy minus TRL's, over the complete seeds."""
+    pairs = [(sides["podsrl"], sides["trl"]) for sides in seeds.values() if len(sides) == 2]
     if not pairs:
         return {}
     shares = [a["seconds"]["training"] / b["seconds"]["training"] for a, b in pairs]
-    points = [100 * (a["accuracy_after"]["value"] - b["accuracy_after"]["value"]) for a, b in pairs]
+    differences = [a["accuracy_after"]["value"] - b["accuracy_after"]["value"] for a, b in pairs]
     return {
-        "num_seeds": len(seeds),
         "share_of_seconds_median": statistics.median(shares),
         "share_of_seconds_max": max(shares),
-        "accuracy_difference_points": mean_interval(points),
+        "accuracy_difference": mean_interval(differences),
     }
 
 
@@ -58,21 +55,17 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--output", type=Path, default=HERE / "paths.json")
     arguments, extra = parser.parse_known_args()
-    runs = read_json(arguments.output)["runs"] if arguments.output.exists() else []
-    done = {(run["side"], run["seed"]) for run in runs}
+    seeds = read_json(arguments.output)["seeds"] if arguments.output.exists() else {}
     for seed in arguments.seeds:
-        for side in list(SIDES) if seed % 2 else reversed(SIDES):
-            if (side, seed) in done:
+        sides = seeds.setdefault(str(seed), {})
+        for side in SIDES if seed % 2 else reversed(SIDES):
+            if side in sides:
                 continue
-            runs.append(run_side(side, seed, extra))
-            write_runs(arguments.output, runs)
-            seconds = runs[-1]["seconds"]["training"]
+            sides[side] = run_side(side, seed, extra)
+            content = {"recipe": RECIPE.name, "summary": summary(seeds), "seeds": seeds}
+            write_json(arguments.output, content)
+            seconds = sides[side]["seconds"]["training"]
             print(f"seed {seed}, {side}: {seconds:.0f} s of training", flush=True)
-    write_runs(arguments.output, runs)
-
-
-def write_runs(path: Path, runs: list[dict[str, Any]]) -> None:
-    write_json(path, {"recipe": RECIPE.name, "summary": summary(runs), "runs": runs})
 
 
 if __name__ == "__main__":

@@ -51,20 +51,16 @@ def run_table() -> str:
 
 def paths_table() -> str:
     """The default recipe on TRL's sampling and update and on ours, seed by seed."""
-    by_side: dict[str, dict[int, Any]] = {"trl": {}, "podsrl": {}}
-    for run in read("paths")["runs"]:
-        by_side[run["side"]][run["seed"]] = run
+    content = read("paths")
     rows = []
-    for seed, trl in by_side["trl"].items():
-        sides = (trl, by_side["podsrl"][seed])
-        minutes = [side["seconds"]["training"] / 60 for side in sides]
-        cells = [
-            cell
-            for side, spent in zip(sides, minutes, strict=True)
-            for cell in (share(side["accuracy_after"]), f"{spent:.1f} min")
-        ]
-        rows.append((str(seed), *cells, f"{100 * minutes[1] / minutes[0]:.0f} %"))
-    return table(("seed", "TRL's paths", "training", "ours", "training", "of TRL's time"), rows)
+    for seed, sides in content["seeds"].items():
+        trl, ours = (sides[side]["seconds"]["training"] / 60 for side in ("trl", "podsrl"))
+        accuracies = [share(sides[side]["accuracy_after"]) for side in ("trl", "podsrl")]
+        times = (f"{trl:.1f} min", f"{ours:.1f} min", f"{100 * ours / trl:.0f} %")
+        rows.append((seed, *accuracies, *times))
+    head = ("seed", "TRL's paths", "ours", "TRL's training", "our training", "of TRL's time")
+    difference = points(content["summary"]["accuracy_difference"])
+    return f"{table(head, rows)}\n\nOurs minus TRL's paths, 95 % interval: {difference} points."
 
 
 def arms_table() -> str:
