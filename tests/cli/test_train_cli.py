@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from podsrl.cli.train import _expand, _resume_command, main
 from podsrl.config import PODSConfig
 from podsrl.experiment.arguments import RunArguments
+from podsrl.experiment.parsing import parse_settings
 from podsrl.experiment.rollout_log import FILE_NAME, read_rollouts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -213,3 +214,12 @@ def test_log_rollouts_is_text_or_yaml_truth() -> None:
     ]
     with pytest.raises(ValueError, match="log_rollouts is 'some'"):
         RunArguments(log_rollouts="some")
+
+
+def test_a_cpu_with_bfloat16_trains_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers takes bf16 without an accelerator only where use_cpu says that this is meant."""
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    _, config, _ = parse_settings({"num_generations": 4})
+    assert (config.bf16, config.use_cpu) == (True, True)

@@ -32,6 +32,8 @@ def default_settings() -> dict[str, Any]:
         "report_to": "none",
         "save_strategy": "no",
         "bf16": _has_fast_bfloat16(),
+        # Without this transformers refuses bfloat16 on a CPU, also where the CPU is good at it.
+        "use_cpu": not torch.accelerator.is_available(),
     }
 
 
