@@ -28,10 +28,10 @@ from podsrl import select
 from podsrl.core.early_stop import choice_is_final
 from podsrl.core.statistics import group_variance
 from podsrl.models import DEFAULT_MODEL, load_model, load_tokenizer
-from podsrl.rollout.early_stop import EarlyStop, steps_between_decisions
-from podsrl.rollout.early_stop_metrics import tokens_to_come
-from podsrl.rollout.sample import sample
-from podsrl.rollout.settings import SamplingSettings
+from podsrl.sampling.early_stop import EarlyStop, steps_between_decisions
+from podsrl.sampling.early_stop_metrics import tokens_to_come
+from podsrl.sampling.sample import sample
+from podsrl.sampling.settings import SamplingSettings
 from podsrl.tasks import load_task
 
 NUM_GROUPS = 4096

@@ -26,7 +26,7 @@ def peak_gib(num_rollouts: int) -> float:
     from podsrl import PODSConfig, PODSTrainer
     from podsrl.models import load_model, load_tokenizer
     from podsrl.tasks import load_task
-    from podsrl.timing import peak_memory_gib
+    from podsrl.trl.clock import peak_memory_gib
 
     task = load_task("arithmetic")
     config = PODSConfig(

@@ -23,9 +23,9 @@ from torch import Tensor
 from trl.trainer.utils import add_fused_lm_head
 
 from podsrl.models import load_model
-from podsrl.update.attention import SHARED_PREFIX
-from podsrl.update.log_probs import packed_log_probs
-from podsrl.update.packing import pack
+from podsrl.packing.attention import SHARED_PREFIX
+from podsrl.packing.log_probs import packed_log_probs
+from podsrl.packing.pack import pack
 
 ARMS = {"padded": "sdpa", "dense": "sdpa", "shared": SHARED_PREFIX, "alone": SHARED_PREFIX}
 SIZES = {  # prompts, kept rollouts of each, prompt tokens, completion tokens at most, at least

@@ -16,8 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from podsrl.experiment.run_folder import read_json, write_json
 from podsrl.intervals import mean_interval
+from podsrl.runs.folder import read_json, write_json
 
 HERE = Path(__file__).resolve().parent
 RECIPE = HERE.parent / "recipes" / "arithmetic-smollm2.yaml"

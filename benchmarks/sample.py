@@ -1,4 +1,4 @@
-"""Sampling n rollouts per prompt: `generate` on repeated prompts against `podsrl.rollout.sample`.
+"""Sampling n rollouts per prompt: `generate` on repeated prompts against `podsrl.sampling.sample`.
 
     python benchmarks/sample.py --output benchmarks/sample.json
 
@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 from podsrl.models import load_model, load_tokenizer
-from podsrl.rollout import sample as sampling
-from podsrl.rollout.settings import SamplingSettings
+from podsrl.sampling import sample as sampling
+from podsrl.sampling.settings import SamplingSettings
 
 QUESTIONS = ("What is 34 + 7?", "Calculate 81 - 5 + 12.", "What is 6 + 90?", "Compute 45 - 12.")
 SIZES = {"4 x 16": 16, "4 x 64": 64}

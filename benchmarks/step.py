@@ -35,10 +35,10 @@ from transformers.utils import logging
 from trl import GRPOConfig, GRPOTrainer
 
 from podsrl import PODSConfig, PODSTrainer
-from podsrl.experiment.run_folder import device_name, versions
 from podsrl.models import load_model, load_tokenizer
+from podsrl.runs.folder import device_name, versions
 from podsrl.tasks import load_task
-from podsrl.timing import peak_memory_gib, reset_peak_memory
+from podsrl.trl.clock import peak_memory_gib, reset_peak_memory
 
 OFF: dict[str, Any] = {"fast_sampling": False, "packed_update": False}
 

@@ -6,13 +6,13 @@ import math
 import pytest
 import torch
 
-from podsrl import generation
+from helpers.tiny import make_model, make_tokenizer
 from podsrl.evaluate import Answer, evaluate, summarise
 from podsrl.intervals import mean_interval, pass_at_k, share_interval, t_quantile
+from podsrl.packing.attention import use_shared_prefix
+from podsrl.sampling import complete as generation
 from podsrl.tasks import load_task
 from podsrl.tasks.base import make_row, make_task
-from podsrl.update.attention import use_shared_prefix
-from tiny import make_model, make_tokenizer
 
 NUM = 12
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from helpers.tiny import make_model, make_tokenizer
 from podsrl import select
 from podsrl.core.advantage import advantages
-from tiny import make_model, make_tokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 import loop

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
+from helpers.tiny import make_model, make_tokenizer
 from podsrl import models
 from podsrl.models import cache_folder, load_model, load_tokenizer, resolve_model
-from tiny import make_model, make_tokenizer
 
 
 @pytest.fixture

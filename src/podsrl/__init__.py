@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Any
 from podsrl.core.select import RULES, select
 
 if TYPE_CHECKING:
-    from podsrl.config import PODSConfig
-    from podsrl.trainer import PODSTrainer
+    from podsrl.trl.config import PODSConfig
+    from podsrl.trl.trainer import PODSTrainer
 
 __all__ = ["RULES", "PODSConfig", "PODSTrainer", "select"]
 __version__ = "0.1.0"
 
-_LAZY = {"PODSConfig": "podsrl.config", "PODSTrainer": "podsrl.trainer"}
+_LAZY = {"PODSConfig": "podsrl.trl.config", "PODSTrainer": "podsrl.trl.trainer"}
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,7 @@ from podsrl.tasks.base import Row, Task
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from podsrl.generation import Completion
+    from podsrl.sampling.complete import Completion
 
 Progress = Callable[[int, int], None]
 
@@ -83,7 +83,7 @@ def evaluate(
     problems, not of training seeds.
 
     The result does not depend on `batch_size` beyond rounding in the model's arithmetic (samples
-    of a model that `podsrl.rollout` does not serve do). Draws follow `seed`; the global random
+    of a model that `podsrl.sampling` does not serve do). Draws follow `seed`; the global random
     state and the model's mode are left as they were. `progress(done, total)` is called after each
     batch, in completions.
 
@@ -92,7 +92,7 @@ def evaluate(
     Example: 77 right of 256 give `summary["accuracy_greedy"]` = {"value": 0.301, "low": 0.248,
     "high": 0.360, "num_problems": 256}.
     """
-    from podsrl.generation import complete, plain_config
+    from podsrl.sampling.complete import complete, plain_config
 
     max_new_tokens = task.max_new_tokens if max_new_tokens is None else max_new_tokens
     check_options(

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from podsrl.cli.compare import main
-from podsrl.experiment.comparison import load_comparison
+from podsrl.compare.comparison import load_comparison
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = {

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from helpers.tiny import make_model, make_tokenizer
 from podsrl.cli import evaluate as verb
-from tiny import make_model, make_tokenizer
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from podsrl.cli.train import _expand, _resume_command, main
-from podsrl.config import PODSConfig
-from podsrl.experiment.arguments import RunArguments
-from podsrl.experiment.parsing import parse_settings
-from podsrl.experiment.rollout_log import FILE_NAME, read_rollouts
+from podsrl.runs.parsing import parse_settings
+from podsrl.runs.rollout_log import FILE_NAME, read_rollouts
+from podsrl.runs.settings import RunArguments
+from podsrl.trl.config import PODSConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted(p for p in (ROOT / "recipes").glob("*.yaml") if p.stem[:8] != "compare-")
@@ -182,7 +182,7 @@ def test_every_recipe_parses_into_known_fields(
 ) -> None:
     from trl import ModelConfig, TrlParser
 
-    from podsrl.experiment.arguments import RunArguments
+    from podsrl.runs.settings import RunArguments
     from podsrl.tasks import load_task
 
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")

@@ -9,7 +9,7 @@ import pytest
 
 from podsrl.cli.train import main
 from podsrl.core.advantage import ESTIMATORS
-from podsrl.core.objective import OBJECTIVES
+from podsrl.core.objectives import OBJECTIVES
 from podsrl.core.select import RULES
 
 METHODS: dict[str, dict[str, Any]] = {

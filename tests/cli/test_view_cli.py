@@ -2,20 +2,16 @@
 
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "experiment"))
-
-from sample_rollouts import HEADER, batch, write_log
-
+from helpers.sample_rollouts import HEADER, batch, write_log
 from podsrl.cli import main as podsrl
 from podsrl.cli.view import _steps, main
-from podsrl.experiment.rollout_log import FILE_NAME, RolloutLog
-from podsrl.experiment.view import _spread, view_page
+from podsrl.runs.rollout_log import FILE_NAME, RolloutLog
+from podsrl.view.page import _spread, view_page
 
 
 def data_of(page: str) -> dict[str, Any]:

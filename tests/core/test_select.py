@@ -9,10 +9,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from choosing import ask, choose
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from helpers.choosing import ask, choose
 from podsrl.core import order
 from podsrl.core.rules import RULES, max_reward, max_variance, percentile, random
 from podsrl.core.select import select

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 import torch
-from choosing import ask, choose
 
+from helpers.choosing import ask, choose
 from podsrl.core.rules import RULES
 from podsrl.core.select import select
 

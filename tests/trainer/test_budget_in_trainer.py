@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from harness import EASY, build, logged, question_of
-from harness import reward_of_hard_questions as hard_only
 
+from helpers.harness import EASY, build, logged, question_of
+from helpers.harness import reward_of_hard_questions as hard_only
+from helpers.tiny import even_reward, text_of
 from podsrl import PODSConfig, select
 from podsrl.core.budget import pooled
-from tiny import even_reward, text_of
 
 
 def spy(trainer: Any, method: str) -> list[Any]:

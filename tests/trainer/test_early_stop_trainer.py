@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from harness import build, logged
 from trl import GRPOTrainer
 
+from helpers.harness import build, logged
+from helpers.tiny import even_reward, text_of
 from podsrl import PODSConfig
-from podsrl.rollout.early_stop_hook import Scorer, refuse_early_stop
-from podsrl.rollout.hook import FastSampling
 from podsrl.tasks.base import make_task
-from tiny import even_reward, text_of
+from podsrl.trl.early_stop import Scorer, refuse_early_stop
+from podsrl.trl.sampling import FastSampling
 
 # End tokens that random models draw often, so that rollouts end at many lengths.
 ENDS = {"generation_kwargs": {"eos_token_id": [1, 7, 11, 20, 30]}, "max_completion_length": 40}

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import build, logged
 from trl import GRPOTrainer
 
+from helpers.harness import build, logged
 from podsrl import PODSTrainer
 
 CASES = [

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from harness import build
 
+from helpers.harness import build
+from helpers.tiny import digit_reward
 from podsrl import PODSConfig
 from podsrl.core.advantage import advantages
 from podsrl.core.stratified import frac_unrepresented
-from tiny import digit_reward
 
 
 def run_one_step(folder: str, output: Path, **options: Any) -> tuple[Any, Any]:

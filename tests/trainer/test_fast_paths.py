@@ -5,18 +5,18 @@ from typing import Any
 
 import pytest
 import torch
-from harness import build, logged
 from peft import LoraConfig
 from transformers import AutoConfig
 
+from helpers.harness import build, logged
+from helpers.tiny import FAMILIES, even_reward, save_tiny
 from podsrl import PODSTrainer
-from tiny import FAMILIES, even_reward, save_tiny
 
 
 @pytest.fixture(autouse=True)
 def always_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny models are too small for packing to pay; these tests want to see it run."""
-    monkeypatch.setattr("podsrl.update.hook.packed_is_cheaper", lambda *_, **__: True)
+    monkeypatch.setattr("podsrl.trl.packed.packed_is_cheaper", lambda *_, **__: True)
 
 
 def count_tokens(model: torch.nn.Module) -> list[int]:
@@ -129,7 +129,7 @@ def test_padded_rows_are_used_where_packing_does_not_serve(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("podsrl.update.hook.packing_reason", lambda model: "it is a test")
+    monkeypatch.setattr("podsrl.trl.packed.packing_reason", lambda model: "it is a test")
     trainer = build(tiny_folder, tmp_path)
     with caplog.at_level("WARNING", logger="podsrl"):
         trainer.train()

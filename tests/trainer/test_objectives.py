@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from harness import build, logged
 from peft import LoraConfig
 from torch import Tensor
 
-import podsrl.rollout.hook
+import podsrl.trl.sampling
+from helpers.harness import build, logged
+from helpers.tiny import even_reward
 from podsrl import PODSConfig, PODSTrainer
-from podsrl.core.objective import OBJECTIVES, Objective
-from podsrl.core.objective_regression import agro
-from tiny import even_reward
+from podsrl.core.objectives import OBJECTIVES, Objective
+from podsrl.core.objectives.regression import agro
 
 OWN = ("agro", "astar_po", "qrpo", "rebel", "vargrad", "sapg")
 WITHOUT_REFERENCE = ("rebel", "sapg")
@@ -181,7 +181,7 @@ def test_the_reference_is_sampled_once_per_prompt(
         peft_config=adapter,
     )
     prompts_of = {"policy": 0, "reference": 0}
-    original = podsrl.rollout.hook.sample
+    original = podsrl.trl.sampling.sample
 
     def spy(model: Any, prompts: list[Any], *args: Any, **options: Any) -> Any:
         layers = [layer for layer in model.modules() if hasattr(layer, "disable_adapters")]
@@ -192,7 +192,7 @@ def test_the_reference_is_sampled_once_per_prompt(
         prompts_of["reference" if is_reference else "policy"] += len(prompts)
         return original(model, prompts, *args, **options)
 
-    monkeypatch.setattr(podsrl.rollout.hook, "sample", spy)
+    monkeypatch.setattr(podsrl.trl.sampling, "sample", spy)
     trainer.train()
     # six questions, two a step: four steps ask the policy 8 times, the reference once for each
     assert prompts_of == {"policy": 8, "reference": 6}

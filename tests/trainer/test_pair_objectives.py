@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from harness import build, logged
 from peft import LoraConfig
 from torch import Tensor
 from trl.trainer.utils import use_adapter
 
+from helpers.harness import build, logged
+from helpers.tiny import text_of
 from podsrl import PODSConfig, PODSTrainer
-from podsrl.update.log_probs import unwrap
-from tiny import text_of
+from podsrl.packing.log_probs import unwrap
 
 PAIRS = ("dpo", "tdpo1", "tdpo2", "bmc", "rbrm", "sdpo", "veripo")
 VERIPO = {"veripo_policy_steps": 1, "veripo_pair_steps": 1}

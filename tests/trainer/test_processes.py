@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import EASY
 
+from helpers.harness import EASY
 from podsrl import PODSConfig, select
 from podsrl.core.advantage import masked_advantages
-from podsrl.experiment.rollout_log import FILE_NAME, read_rollouts
+from podsrl.runs.rollout_log import FILE_NAME, read_rollouts
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).resolve().parents[1]
 
 
 CASES = {
@@ -31,8 +31,14 @@ def launch(folder: str, output: Path) -> list[dict]:
     no MPI is installed (accelerate 1.15).
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc_per_node", "2", str(HERE / "run_processes.py"), folder, str(output)]
-    path = os.pathsep.join([str(HERE), str(HERE.parent)])
+    command += [
+        "--nproc_per_node",
+        "2",
+        str(TESTS / "helpers/run_processes.py"),
+        folder,
+        str(output),
+    ]
+    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, *CASES], env=environment, capture_output=True, text=True, timeout=400

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import build
 
-from podsrl.experiment.rollout_log import FILE_NAME, attach_log, read_rollouts
-from tiny import digit_reward, text_of
+from helpers.harness import build
+from helpers.tiny import digit_reward, text_of
+from podsrl.runs.rollout_log import FILE_NAME, attach_log, read_rollouts
 
 
 def test_the_log_says_what_the_trainer_did(tiny_folder: str, tmp_path: Path) -> None:

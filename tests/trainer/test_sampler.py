@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness import build
 from trl import GRPOTrainer
 from trl.trainer.utils import RepeatSampler
 
+from helpers.harness import build
+from helpers.tiny import even_reward
 from podsrl import PODSTrainer
-from podsrl.sampler import ResumableSampler
-from tiny import even_reward
+from podsrl.trl.prompt_order import ResumableSampler
 
 STEPS_PER_EPOCH = 3  # of the harness: 6 prompts, 2 a step
 

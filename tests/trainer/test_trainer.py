@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from harness import build, logged
 from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer
 
+from helpers.harness import build, logged
+from helpers.tiny import digit_reward, even_reward, text_of
 from podsrl import PODSConfig, PODSTrainer, select
-from tiny import digit_reward, even_reward, text_of
 
 TRL_PATHS = {"fast_sampling": False, "packed_update": False}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from podsrl.experiment.comparison import Comparison, PlannedRun
+    from podsrl.compare.comparison import Comparison, PlannedRun
 
 DESCRIPTION = """Train every arm of a comparison with every seed for the same seconds of training,
 and evaluate all of them on the same held-out questions at equal training seconds."""
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     """Run what is left; 0 when all is done, 1 with failed runs, 2 bad input, 130 for Ctrl-C."""
     options = _parser().parse_args(argv)
     from podsrl.cli.train import quieten
-    from podsrl.experiment.comparison import load_comparison, write_comparison
+    from podsrl.compare.comparison import load_comparison, write_comparison
 
     quieten()
     try:
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
     if options.dry_run:
         _print_plan(comparison, runs, console)
         return 0
-    from podsrl.experiment.run_screen import work_on
+    from podsrl.compare.screen import work_on
 
     return work_on(
         comparison,
@@ -93,8 +93,8 @@ def _numbers(text: str) -> list[int]:
 
 
 def _print_plan(comparison: "Comparison", runs: "list[PlannedRun]", console) -> None:  # type: ignore[no-untyped-def]
-    from podsrl.experiment.run_queue import state_of
-    from podsrl.experiment.run_screen import print_arms
+    from podsrl.compare.queue import state_of
+    from podsrl.compare.screen import print_arms
 
     print_arms(comparison, console)
     states = [state_of(run) for run in runs]

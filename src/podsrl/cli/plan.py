@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     import torch
     from rich.console import Console
 
-    from podsrl.experiment.plan import Costs, Point, Proposal
-    from podsrl.experiment.plan_measure import Layout
+    from podsrl.plan.fit import Costs, Point, Proposal
+    from podsrl.plan.measure import Layout
 
 DESCRIPTION = """Measure what a training step of a recipe costs on this machine: seconds of sampling
 for n rollouts per prompt, seconds and memory of the update on m. Fit a + b n + c m, say whether
@@ -79,9 +79,9 @@ def _read(path: Path) -> tuple[dict[str, Any], "Layout", "torch.device"]:
     """The recipe's settings, checked as training would check them, its batch and its device."""
     import yaml
 
-    from podsrl.experiment.parsing import parse_settings
-    from podsrl.experiment.plan_measure import layout
-    from podsrl.experiment.training import check_options, load_questions
+    from podsrl.plan.measure import layout
+    from podsrl.runs.parsing import parse_settings
+    from podsrl.runs.training import check_options, load_questions
 
     if not path.is_file():
         raise ValueError(f"recipe {path} does not exist: give a YAML file")
@@ -102,7 +102,7 @@ def _plan(
     options: argparse.Namespace,
     console: "Console",
 ) -> int:
-    from podsrl.experiment.plan import (
+    from podsrl.plan.fit import (
         as_json,
         check,
         fit,
@@ -111,8 +111,8 @@ def _plan(
         points_to_measure,
         propose,
     )
-    from podsrl.experiment.plan_measure import memory_gib
-    from podsrl.experiment.run_folder import device_name, versions, write_json
+    from podsrl.plan.measure import memory_gib
+    from podsrl.runs.folder import device_name, versions, write_json
 
     sizes = (plan.num_rollouts, plan.num_kept)
     console.print(f"{plan.num_prompts} prompts per step, on {device_name(device)}")
@@ -144,7 +144,7 @@ def _measure(
     options: argparse.Namespace,
     console: "Console",
 ) -> "list[Point]":
-    from podsrl.experiment.plan_measure import measure_rounds
+    from podsrl.plan.measure import measure_rounds
 
     points = []
     rounds = measure_rounds(
@@ -161,7 +161,7 @@ def _measure(
 
 
 def _tell(costs: "Costs", proposal: "Proposal", console: "Console") -> None:
-    from podsrl.experiment.plan import predictions
+    from podsrl.plan.fit import predictions
 
     a = costs.sampling.intercept + costs.update.intercept
     console.print(

@@ -21,7 +21,7 @@ figures/ (SVG and PNG). docs/report.md defines each number."""
 def main(argv: list[str]) -> int:
     """Write the report and print what follows; 2 with one line on a mistake in the options."""
     options = build_parser().parse_args(argv)
-    from podsrl.experiment.report import write_report
+    from podsrl.report.write import write_report
 
     paths = [Path(path) for path in options.paths]
     output = Path(options.output) if options.output else _beside(paths[0])

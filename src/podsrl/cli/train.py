@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     from accelerate import PartialState
 
-    from podsrl.experiment.training import describe, run_training
+    from podsrl.runs.training import describe, run_training
 
     console.quiet = not PartialState().is_main_process
     console.print(_headline(run), highlight=False, soft_wrap=True)
@@ -81,8 +81,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _prepare(argv: list[str], console):  # type: ignore[no-untyped-def]
-    from podsrl.experiment.parsing import SettingsParser
-    from podsrl.experiment.training import prepare_run
+    from podsrl.runs.parsing import SettingsParser
+    from podsrl.runs.training import prepare_run
 
     arguments, config, model_config = SettingsParser().parse_args_and_config(_expand(argv))
     return prepare_run(arguments, config, model_config, console)

@@ -21,7 +21,7 @@ keys on the page: left and right arrow go from prompt to prompt, / goes to the s
 def main(argv: list[str] | None = None) -> int:
     """Write the page; 2 with one line on a mistake in the options."""
     options = _parser().parse_args(argv)
-    from podsrl.experiment.view import view_page
+    from podsrl.view.page import view_page
 
     run = Path(options.run)
     output = Path(options.output) if options.output else _default_output(run)
@@ -54,7 +54,7 @@ def _steps(text: str) -> tuple[int | None, int | None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from podsrl.experiment.view import DEFAULT_LIMIT
+    from podsrl.view.page import DEFAULT_LIMIT
 
     parser = argparse.ArgumentParser(
         prog="podsrl view",

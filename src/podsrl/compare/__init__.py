@@ -1,0 +1,1 @@
+"""Arms against each other at equal training time, seed by seed."""

@@ -1,0 +1,248 @@
+"""A comparison: arms that differ in some settings, each run with the same seeds and budget."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from podsrl.compare.presets import (
+    OWN_SETTINGS,
+    PRESETS,
+    Settings,
+    arm_settings,
+    check_names,
+    check_settings,
+)
+from podsrl.runs.folder import device_name, read_json, versions, write_json
+from podsrl.runs.parsing import parse_settings
+from podsrl.runs.training import check_options, load_questions
+
+FIELDS = (
+    "recipe",
+    "arms",
+    "seeds",
+    "training_seconds",
+    "evaluate_every_seconds",
+    "output_dir",
+    "baseline",
+)
+QUESTION_SETTINGS = ("task", "task_arguments", "data", "train_limit", "evaluate_limit")
+DEFAULT_SEEDS = 8
+MARKS_PER_RUN = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedRun:
+    """One run of a comparison."""
+
+    arm: str
+    seed: int
+    folder: Path
+    settings: Settings
+    """Everything that `podsrl train` is told, as a recipe."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.arm} seed {self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Arms, seeds and the seconds that each run trains."""
+
+    output_dir: Path
+    arms: dict[str, Settings]
+    """Settings of each arm as `podsrl train` takes them, n and m always among them."""
+    seeds: tuple[int, ...]
+    training_seconds: float
+    evaluate_every_seconds: float
+    baseline: str
+
+    def runs(
+        self, arms: Sequence[str] | None = None, seeds: Sequence[int] | None = None
+    ) -> list[PlannedRun]:
+        """All runs, or those of some arms and seeds, in the order in which they start.
+
+        Seed by seed, so that drift of the machine hits all arms alike, and each seed begins with
+        another arm: with arms a, b, c and seeds 0, 1: a0 b0 c0 b1 c1 a1.
+
+        Raises `ValueError` for an arm or seed that the comparison does not have.
+        """
+        _check_known("--arms", arms, list(self.arms))
+        _check_known("--seeds", seeds, list(self.seeds))
+        names = list(self.arms)
+        runs = []
+        for place, seed in enumerate(self.seeds):
+            first = place % len(names)
+            for arm in names[first:] + names[:first]:
+                if (arms is None or arm in arms) and (seeds is None or seed in seeds):
+                    runs.append(self._run(arm, seed))
+        return runs
+
+    def _run(self, arm: str, seed: int) -> PlannedRun:
+        folder = self.output_dir / arm / f"seed-{seed}"
+        own = {
+            "output_dir": str(folder),
+            "seed": seed,
+            "training_seconds": self.training_seconds,
+            "evaluate_every_seconds": self.evaluate_every_seconds,
+        }
+        return PlannedRun(arm=arm, seed=seed, folder=folder, settings=self.arms[arm] | own)
+
+
+def load_comparison(path: Path) -> Comparison:
+    """Read and check a comparison file; see docs/compare.md for its fields.
+
+    Every arm's settings, task, data and model name are checked as `podsrl train` checks them;
+    nothing is loaded or written.
+
+    Raises `ValueError` naming the field or arm and the remedy.
+    """
+    if not path.is_file():
+        raise ValueError(f"comparison {path} does not exist: give a YAML file")
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no mapping: write arms, training_seconds and so on")
+    check_names("field", content, FIELDS)
+    base = _recipe(content.get("recipe") or {}, path.parent)
+    arms = {name: arm_settings(name, changes, base) for name, changes in _arms(content).items()}
+    seconds = _positive(content, "training_seconds")
+    every = content.get("evaluate_every_seconds", seconds / MARKS_PER_RUN)
+    comparison = Comparison(
+        output_dir=Path(content.get("output_dir") or f"runs/{path.stem}"),
+        arms=arms,
+        seeds=_seeds(content.get("seeds", DEFAULT_SEEDS)),
+        training_seconds=seconds,
+        evaluate_every_seconds=_positive({"evaluate_every_seconds": every}),
+        baseline=content.get("baseline") or ("grpo" if "grpo" in arms else next(iter(arms))),
+    )
+    _check_known("baseline", [comparison.baseline], list(arms))
+    _check_arms(comparison.runs(seeds=comparison.seeds[:1]))
+    return comparison
+
+
+def write_comparison(comparison: Comparison) -> None:
+    """Write comparison.json; arms and seeds that are there already from an earlier start stay.
+
+    Raises `ValueError` where the folder holds runs of other settings under the same names.
+    """
+    path = comparison.output_dir / "comparison.json"
+    _, config, _ = parse_settings(comparison.runs()[0].settings)
+    arguments = [parse_settings(settings)[0] for settings in comparison.arms.values()]
+    content: dict[str, Any] = {
+        "arms": comparison.arms,
+        "seeds": list(comparison.seeds),
+        "training_seconds": comparison.training_seconds,
+        "evaluate_every_seconds": comparison.evaluate_every_seconds,
+        "baseline": comparison.baseline,
+        "task": _common([a.task for a in arguments]),
+        "model": _common([a.model for a in arguments]),
+        "versions": versions(device_name(config.device)),
+    }
+    if path.exists():
+        content = _merged(read_json(path), content, path)
+    write_json(path, content)
+
+
+def _merged(old: dict[str, Any], new: dict[str, Any], path: Path) -> dict[str, Any]:
+    for name in ("training_seconds", "evaluate_every_seconds"):
+        _check_same(name, old[name], new[name], path)
+    for arm in set(old["arms"]) & set(new["arms"]):
+        before, after = old["arms"][arm], new["arms"][arm]
+        for name in sorted(set(before) | set(after)):
+            _check_same(f"{name} of arm {arm}", before.get(name), after.get(name), path)
+    return {
+        **new,
+        "arms": old["arms"] | new["arms"],
+        "seeds": sorted({*old["seeds"], *new["seeds"]}),
+    }
+
+
+def _check_same(what: str, old: Any, new: Any, path: Path) -> None:
+    if old != new:
+        raise ValueError(
+            f"{what} is {new!r}, but {path} was begun with {old!r}: name another output_dir, or "
+            "undo the change"
+        )
+
+
+def _recipe(recipe: Any, folder: Path) -> Settings:
+    """Base settings, from a mapping or a recipe file beside the comparison or under the cwd."""
+    if isinstance(recipe, str):
+        paths = [folder / recipe, Path(recipe)]
+        found = next((path for path in paths if path.is_file()), None)
+        if found is None:
+            raise ValueError(f"recipe {recipe} does not exist: give a recipe file, or a mapping")
+        recipe = yaml.safe_load(found.read_text(encoding="utf-8"))
+        if isinstance(recipe, dict):
+            recipe = {key: value for key, value in recipe.items() if key not in OWN_SETTINGS}
+    if not isinstance(recipe, dict):
+        raise ValueError(f"recipe is {recipe!r}: give a recipe file, or a mapping of settings")
+    check_settings("recipe", recipe)
+    return recipe
+
+
+def _arms(content: Mapping[str, Any]) -> dict[str, Settings]:
+    arms = content.get("arms")
+    if isinstance(arms, list):
+        arms = dict.fromkeys(map(str, arms))
+    if not arms or not isinstance(arms, dict):
+        raise ValueError(
+            f"arms is {arms!r}: name at least one, as in arms: {{grpo: {{}}, pods: {{}}}}; "
+            f"presets: {', '.join(PRESETS)}"
+        )
+    for name, changes in arms.items():
+        if not isinstance(name, str) or not name or set(name) & set("/\\ ,") or name[0] == ".":
+            raise ValueError(f"arm {name!r}: a name becomes a folder; use letters, digits, - and _")
+        if not isinstance(changes, dict | None):
+            raise ValueError(f"arm {name} is {changes!r}: write a mapping of settings, or {{}}")
+        if not changes and name not in PRESETS:
+            raise ValueError(
+                f"arm {name} changes nothing and is no preset ({', '.join(PRESETS)}): say how it "
+                "differs from the recipe"
+            )
+    return {name: changes or {} for name, changes in arms.items()}
+
+
+def _check_arms(runs: Sequence[PlannedRun]) -> None:
+    seen: list[list[Any]] = []
+    for run in runs:
+        questions = [run.settings.get(name) for name in QUESTION_SETTINGS]
+        try:
+            arguments, config, model_config = parse_settings(run.settings)
+            check_options(arguments, config, model_config)
+            if questions not in seen:  # generating them takes seconds
+                load_questions(arguments, config.seed)
+        except ValueError as error:
+            raise ValueError(f"arm {run.arm}: {error}") from error
+        seen.append(questions)
+
+
+def _check_known(what: str, given: Sequence[Any] | None, known: Sequence[Any]) -> None:
+    for name in given or ():
+        if name not in known:
+            choices = ", ".join(map(str, known))
+            raise ValueError(f"{what} is {name}: the comparison has {choices}")
+
+
+def _seeds(seeds: Any) -> tuple[int, ...]:
+    if isinstance(seeds, int) and not isinstance(seeds, bool) and seeds > 0:
+        return tuple(range(seeds))
+    whole = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
+    if not whole or not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds is {seeds!r}: give how many, or a list of different numbers")
+    return tuple(seeds)
+
+
+def _positive(content: Mapping[str, Any], name: str = "evaluate_every_seconds") -> float:
+    value = content.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ValueError(f"{name} is {value!r}: give a number of seconds above 0")
+    return float(value)
+
+
+def _common(values: Sequence[Any]) -> Any:
+    """The value that all share; else all of them."""
+    return values[0] if len(set(values)) == 1 else list(values)

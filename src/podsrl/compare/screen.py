@@ -1,0 +1,162 @@
+"""A comparison at work, as a person sees it: who runs, how far, how long it will take."""
+
+import signal
+import threading
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.status import Status
+from rich.table import Table
+
+from podsrl.compare.comparison import Comparison, PlannedRun
+from podsrl.compare.queue import Worker, state_of
+from podsrl.runs.evaluations import read_curve
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def work_on(
+    comparison: Comparison,
+    runs: Sequence[PlannedRun],
+    *,
+    devices: Sequence[str] | None,
+    retry_failed: bool,
+    console: Console,
+) -> int:
+    """Run what is left of the runs, one at a time on each device; returns the exit status.
+
+    0: every run has its result or is with another worker; 1: some failed; 130: stopped.
+    """
+    print_arms(comparison, console)
+    screen = Screen(runs, comparison.training_seconds, max(1, len(devices or ())), console)
+    environments = [{"CUDA_VISIBLE_DEVICES": device} for device in devices or ()] or [{}]
+    workers = [
+        Worker(runs, tell=screen.tell, environment=environment, retry_failed=retry_failed)
+        for environment in environments
+    ]
+    stopped = _work(workers, screen, console)
+    states = [state_of(run) for run in runs]
+    counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
+    console.print(f"{counts}; everything is in {comparison.output_dir}", soft_wrap=True)
+    if stopped:
+        console.print("stopped; the same command goes on from here")
+        return 130
+    return 0 if set(states) <= {"finished", "running"} else 1
+
+
+def _work(workers: Sequence[Worker], screen: "Screen", console: Console) -> bool:
+    """Let all workers work until they have ended; True when a signal stopped them."""
+    stopped = threading.Event()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        again = stopped.is_set()
+        stopped.set()
+        console.print(
+            "stopping now" if again else "stopping after this step; once more to stop at once"
+        )
+        for worker in workers:
+            worker.stop()
+
+    previous = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
+    threads = [threading.Thread(target=worker.work) for worker in workers]
+    try:
+        with screen:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    return stopped.is_set()
+
+
+def print_arms(comparison: Comparison, console: Console) -> None:
+    """A table of what each arm does."""
+    table = Table(title=f"{comparison.training_seconds:g} s of training per run")
+    for heading in ("arm", "n", "m", "rule", "settings of its own"):
+        table.add_column(heading)
+    shared = _shared(list(comparison.arms.values()))
+    for name, settings in comparison.arms.items():
+        own = {k: v for k, v in settings.items() if k not in shared and k not in SHOWN}
+        table.add_row(
+            name + (" (baseline)" if name == comparison.baseline else ""),
+            str(settings["num_rollouts"]),
+            str(settings["num_generations"]),
+            str(settings.get("selection_rule", "max_variance")),
+            ", ".join(f"{key}={value}" for key, value in own.items()),
+        )
+    console.print(table)
+
+
+SHOWN = ("num_rollouts", "num_generations", "selection_rule")
+
+
+def _shared(arms: list[dict[str, Any]]) -> set[str]:
+    return {key for key in arms[0] if all(key in a and a[key] == arms[0][key] for a in arms)}
+
+
+class Screen:
+    """Prints each run as it starts and ends; on a terminal also how far the runs are."""
+
+    def __init__(
+        self, runs: Sequence[PlannedRun], budget_seconds: float, num_workers: int, console: Console
+    ) -> None:
+        self.runs, self.budget_seconds, self.num_workers = runs, budget_seconds, num_workers
+        self.console = console
+        self.seconds_per_run: list[float] = []
+        self.texts: dict[str, str] = {}
+        self.lock = threading.Lock()
+        self.status = Status("", console=console)
+
+    def __enter__(self) -> "Screen":
+        if self.console.is_terminal:
+            self.status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.status.stop()
+
+    def tell(self, event: str, run: PlannedRun, seconds: float) -> None:
+        """Show the event of a `Worker`."""
+        with self.lock:
+            if event == "running":
+                self._show(run)
+                return
+            if event == "finished":
+                self.seconds_per_run.append(seconds)
+            if event != "started":
+                self.texts.pop(run.name, None)
+            after = "" if event == "started" else f" after {seconds:.0f} s"
+            detail = self._detail(event, run)
+            self.console.print(f"{run.name}: {event}{after}{detail}", soft_wrap=True)
+
+    def _detail(self, event: str, run: PlannedRun) -> str:
+        if event == "failed":
+            return f"; see {run.folder / 'log.txt'}"
+        if event == "finished":
+            return f", {_latest(run)}; {self._left()}"
+        return ""
+
+    def _left(self) -> str:
+        states = [state_of(run) for run in self.runs]
+        open_runs = sum(state in ("to do", "half done", "running") for state in states)
+        mean = sum(self.seconds_per_run) / len(self.seconds_per_run)
+        done = states.count("finished")
+        minutes = mean * open_runs / self.num_workers / 60
+        return f"{done} of {len(states)} done, about {minutes:.0f} min left"
+
+    def _show(self, run: PlannedRun) -> None:
+        if self.console.is_terminal:
+            self.texts[run.name] = f"{run.name}: {_latest(run)} of {self.budget_seconds:g} s"
+            self.status.update("   ".join(self.texts.values()))
+
+
+def _latest(run: PlannedRun) -> str:
+    """The last point of the run's curve in words."""
+    rows = read_curve(run.folder)
+    if not rows:
+        return "loading, 0"
+    return f"accuracy {100 * rows[-1]['accuracy']:.1f} % at {rows[-1]['training_seconds']:.0f} s"

@@ -1,0 +1,89 @@
+"""Objectives: what is minimised on the kept rollouts.
+
+An objective is a function of a `KeptBatch` and of options that are fields of PODSConfig; it returns
+a scalar loss and a dictionary of scalar metrics. `grpo`, TRL's own loss, is none of these.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from podsrl.core.objectives.batch import KeptBatch
+from podsrl.core.objectives.pairs import bmc, dpo, rbrm, sdpo, tdpo1, tdpo2, veripo
+from podsrl.core.objectives.ratio import sapg
+from podsrl.core.objectives.regression import agro, astar_po, qrpo, rebel, vargrad
+
+__all__ = ["OBJECTIVES", "KeptBatch", "Objective"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss function and what it needs.
+
+    Args:
+        function: (batch, **options) -> loss, metrics. The loss sums over rows or tokens and divides
+            by the batch's `num_rows` or `num_tokens` (`mean_over_rows`, `mean_over_tokens`), so
+            that micro-batches change nothing. Metrics are scalar tensors without gradient, logged
+            as `objective/<name>`.
+        options: keyword arguments of `function`, each the name of a PODSConfig field, with the
+            value that a field left at None takes.
+        needs_reference: reads `batch.reference_log_probs_BT`; `beta` must then be above 0.
+        needs_whole_groups: couples rows of a prompt: a micro-batch must hold groups complete.
+        needs_reference_rewards: reads `batch.extras["reference_rewards"]`, (B, K): rewards of K
+            rollouts of the reference policy for the row's prompt.
+        needs_advantages: reads `batch.advantages_B`.
+        needs_token_kl: reads `batch.extras["sequential_kl"]`, (B,) with gradient: divergence from
+            the reference over the vocabulary, summed over tokens.
+        needs_accuracy: reads `batch.extras["accuracy"]`, (B,): mean of the first reward function
+            over all n rollouts of the row's prompt.
+        schedule: names of two of the options, which `function` does not receive: TRL's own loss for
+            the first's number of steps, `function` for the second's, and again.
+    """
+
+    function: Callable[..., tuple[Tensor, dict[str, Tensor]]]
+    options: Mapping[str, float | str | None] = field(default_factory=dict)
+    needs_reference: bool = True
+    needs_whole_groups: bool = False
+    needs_reference_rewards: bool = False
+    needs_advantages: bool = False
+    needs_token_kl: bool = False
+    needs_accuracy: bool = False
+    schedule: tuple[str, str] | None = None
+
+
+PAIRS: dict[str, float | str | None] = {"beta": 0.1, "pair_mode": "extremes"}
+
+OBJECTIVES: dict[str, Objective] = {
+    "agro": Objective(agro, {"beta": 0.1}, needs_whole_groups=True),
+    "astar_po": Objective(
+        astar_po, {"beta": 1e-3, "value_beta": 0.5}, needs_reference_rewards=True
+    ),
+    "qrpo": Objective(qrpo, {"beta": 0.1}, needs_reference_rewards=True),
+    "rebel": Objective(rebel, {"rebel_eta": 1.0}, needs_reference=False, needs_whole_groups=True),
+    "vargrad": Objective(vargrad, {"beta": 0.1}, needs_whole_groups=True),
+    "sapg": Objective(
+        sapg,
+        {"epsilon": 0.2, "epsilon_high": None},
+        needs_reference=False,
+        needs_advantages=True,
+    ),
+    "dpo": Objective(dpo, PAIRS, needs_whole_groups=True),
+    "tdpo1": Objective(tdpo1, PAIRS, needs_whole_groups=True, needs_token_kl=True),
+    "tdpo2": Objective(
+        tdpo2, PAIRS | {"tdpo_alpha": 0.5}, needs_whole_groups=True, needs_token_kl=True
+    ),
+    "bmc": Objective(bmc, PAIRS | {"bmc_delta": 2.0}, needs_whole_groups=True),
+    "rbrm": Objective(rbrm, PAIRS | {"rbrm_alpha": 7.5}, needs_whole_groups=True),
+    "sdpo": Objective(
+        sdpo, PAIRS | {"sdpo_first_turn": 0, "sdpo_num_turns": None}, needs_whole_groups=True
+    ),
+    "veripo": Objective(
+        veripo,
+        PAIRS | {"veripo_drop_solved": 0.8, "veripo_policy_steps": 8, "veripo_pair_steps": 2},
+        needs_whole_groups=True,
+        needs_advantages=True,
+        needs_accuracy=True,
+        schedule=("veripo_policy_steps", "veripo_pair_steps"),
+    ),
+}

@@ -1,1 +1,0 @@
-"""What the trainer minimises on the kept rollouts, when that is not TRL's own loss."""

@@ -1,0 +1,1 @@
+"""Kept rollouts as one row in which every prompt stands once."""

@@ -1,0 +1,199 @@
+"""Curves from folders: a comparison's, and single runs'."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from podsrl.report.curves import MEASURES, Arm, ComparisonCurves, Point, Run
+from podsrl.runs.folder import phase_seconds, read_json, read_metrics
+
+PHASES = ("sampling", "rewards", "selection", "update")
+ABOUT = (
+    "task",
+    "task_arguments",
+    "model",
+    "training_seconds",
+    "evaluate_every_seconds",
+    "evaluate_limit",
+    "max_completion_length",
+    "learning_rate",
+    "seeds",
+)
+LEFT_OUT = ", so it is left out if another run of the arm has finished"
+NOT_AN_ARM = ("seed", "data_seed", "output_dir", "run_name", "logging_dir", "resume")
+"""Settings in which the runs of one arm may differ."""
+
+
+def read_folder(folder: Path) -> ComparisonCurves:
+    """Return the comparison in a folder that `podsrl compare` wrote, finished or not.
+
+    Runs that failed, have not begun or have not ended are told in the notes; a failed run is in
+    no figure, an unfinished one only where no run of its arm has finished.
+    """
+    resolved = read_json(folder / "comparison.json")
+    notes: list[str] = []
+    arms = {
+        name: Arm(name=name, settings=settings, runs=_seeds(folder, name, resolved, notes))
+        for name, settings in resolved["arms"].items()
+    }
+    return ComparisonCurves(
+        title=resolved.get("name") or folder.resolve().name,
+        arms=arms,
+        baseline=resolved.get("baseline"),
+        about=_about({**_shared(arms), **resolved}) | resolved.get("versions", {}),
+        notes=notes,
+    )
+
+
+def _seeds(folder: Path, arm: str, resolved: dict[str, Any], notes: list[str]) -> list[Run]:
+    runs = []
+    for seed in resolved["seeds"]:
+        run = folder / arm / f"seed-{seed}"
+        if (run / "failed.json").is_file():
+            notes.append(f"{arm}, seed {seed}: failed ({_reason(read_json(run / 'failed.json'))}).")
+            continue
+        finished = (run / "result.json").is_file()
+        points = _curve_points(run)
+        if not points:
+            notes.append(f"{arm}, seed {seed}: no evaluation yet.")
+            continue
+        if not finished:
+            notes.append(f"{arm}, seed {seed}: not finished{LEFT_OUT}.")
+        runs.append(Run(seed=str(seed), points=points, phases=_phases(run), finished=finished))
+    return runs
+
+
+def _reason(failure: dict[str, Any]) -> str:
+    """Exit status and the last line that the run printed."""
+    lines = [line for line in failure.get("last_lines", ()) if line.strip()]
+    last = f": {lines[-1].strip()[:300]}" if lines else ""
+    return f"exit status {failure.get('exit_status')}{last}"
+
+
+def _curve_points(folder: Path) -> list[Point]:
+    path = folder / "curve.jsonl"
+    if not path.is_file():
+        return []
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    points: list[Point] = [
+        {
+            "seconds": row["training_seconds"],
+            "mark": row.get("mark_seconds"),
+            "step": row["step"],
+            **{measure: row.get(measure) for measure in MEASURES},
+        }
+        for row in rows
+    ]
+    return sorted(points, key=lambda point: point["seconds"] or 0.0)
+
+
+def _phases(folder: Path) -> dict[str, float]:
+    """Seconds per step and phase: of the metrics, or of the result where these were not kept."""
+    rows, result = read_metrics(folder), folder / "result.json"
+    if rows:
+        seconds, steps = phase_seconds(rows), rows[-1]["step"]
+    elif result.is_file():
+        found = read_json(result)
+        seconds, steps = found.get("seconds", {}), found.get("steps")
+    else:
+        return {}
+    return {key: seconds[key] / steps for key in PHASES if steps and key in seconds}
+
+
+def _shared(arms: dict[str, Arm]) -> dict[str, Any]:
+    """The settings in which all arms agree."""
+    first, *others = (arm.settings for arm in arms.values())
+    return {
+        key: value
+        for key, value in first.items()
+        if all(other.get(key) == value for other in others)
+    }
+
+
+def _about(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: settings[key] for key in ABOUT if settings.get(key) is not None}
+
+
+def read_runs(folders: list[Path]) -> list[ComparisonCurves]:
+    """Return run folders as comparisons: one per task and model, arms by their settings.
+
+    Runs that differ in the seed alone are one arm.
+    """
+    groups: dict[tuple[str, str], list[Path]] = defaultdict(list)
+    for folder in folders:
+        config = read_json(folder / "config.json")
+        groups[str(config.get("task")), str(config.get("model"))].append(folder)
+    return [_compare_runs(f"{task}, {model}", members) for (task, model), members in groups.items()]
+
+
+def _compare_runs(title: str, folders: list[Path]) -> ComparisonCurves:
+    by_settings: dict[str, list[Path]] = defaultdict(list)
+    for folder in folders:
+        config = read_json(folder / "config.json")
+        kept = {key: value for key, value in config.items() if key not in NOT_AN_ARM}
+        by_settings[json.dumps(kept, sort_keys=True)].append(folder)
+    labels = [_label(json.loads(text)) for text in by_settings]
+    arms: dict[str, Arm] = {}
+    notes: list[str] = []
+    for label, (text, members) in zip(labels, by_settings.items(), strict=True):
+        settings = json.loads(text)
+        name = label if labels.count(label) == 1 else f"{label}, {members[0].resolve().name}"
+        arms[name] = Arm(name=name, settings=settings, runs=[_single(f, notes) for f in members])
+    versions = folders[0] / "versions.json"
+    return ComparisonCurves(
+        title=title,
+        arms=arms,
+        baseline=None,
+        about=_about(_shared(arms)) | (read_json(versions) if versions.is_file() else {}),
+        notes=notes,
+    )
+
+
+def _label(settings: dict[str, Any]) -> str:
+    n, m = settings.get("num_rollouts"), settings.get("num_generations")
+    size = f"{n if n is not None else m}/{m}"
+    return f"GRPO {size}" if n in (None, m) else f"{settings.get('selection_rule', 'PODS')} {size}"
+
+
+def _single(folder: Path, notes: list[str]) -> Run:
+    seed = str(read_json(folder / "config.json").get("seed"))
+    points = _curve_points(folder) or _before_and_after(folder)
+    finished = (folder / "result.json").is_file()
+    if not points:
+        notes.append(f"{folder.name}: no evaluation.")
+    elif not finished:
+        notes.append(f"{folder.name}: not finished{LEFT_OUT}.")
+    return Run(seed=seed, points=points, phases=_phases(folder), finished=finished)
+
+
+def _before_and_after(folder: Path) -> list[Point]:
+    """The two evaluations of `podsrl train` as a curve of two points."""
+    rows = read_metrics(folder)
+    ends = {"before": (0.0, 0, rows[:1])}
+    if rows:
+        ends["after"] = (phase_seconds(rows)["training"], rows[-1]["step"], rows[-1:])
+    points: list[Point] = []
+    for when, (seconds, step, logged) in ends.items():
+        path = folder / when / "evaluation.json"
+        if path.is_file():
+            found = read_json(path)
+            points.append(
+                {
+                    "seconds": seconds,
+                    "mark": None,
+                    "step": step,
+                    "accuracy": _value(found, "accuracy_greedy"),
+                    "format_rate": _value(found, "format_rate"),
+                    "mean_length": _value(found, "mean_length"),
+                    "frac_cut_off": _value(found, "truncated_share"),
+                    "reward": logged[0].get("reward") if logged else None,
+                    "kept_reward": logged[0].get("pods/kept_reward_mean") if logged else None,
+                }
+            )
+    return points
+
+
+def _value(evaluation: dict[str, Any], key: str) -> float | None:
+    figure = evaluation.get(key)
+    return None if figure is None else figure["value"]

@@ -1,0 +1,172 @@
+"""Every number of the report, as plain dicts: what summary.json holds."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from podsrl.report.collapse import collapses
+from podsrl.report.curves import MEASURES, Arm, ComparisonCurves, Curve, curve_of
+from podsrl.report.speedup import (
+    Estimate,
+    differences,
+    estimate,
+    final_and_peak,
+    fit_step_seconds,
+    speed_up,
+)
+
+SHARES = {"peak": 1.0, "99 % of peak": 0.99}
+DIFFERENCES = ("accuracy", "both_rate", "format_rate", "mean_length", "reward")
+PROMPT_SETTINGS = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_generations")
+
+
+def summarise(comparison: ComparisonCurves) -> dict[str, Any]:
+    """Return the numbers of one comparison; docs/report.md defines each.
+
+    A measure that was not recorded is absent. Infinite times and ratios are the text "never" and
+    "at once" (see `plain`).
+    """
+    arms = {name: arm for name, arm in comparison.arms.items() if arm.used}
+    base = arms.get(comparison.baseline or "")
+    summary = {
+        "title": comparison.title,
+        "transfer": comparison.transfer,
+        "baseline": comparison.baseline if base else None,
+        "about": comparison.about,
+        "notes": [*comparison.notes, *_gaps(comparison)],
+        "settings_that_differ": _different_settings(comparison),
+        "arms": {name: _arm(arm) for name, arm in arms.items()},
+        "against_baseline": {
+            name: _against(base, arm) for name, arm in arms.items() if base and arm is not base
+        },
+        "step_seconds_fit": _fit(list(arms.values())),
+    }
+    plained = plain(summary)
+    assert isinstance(plained, dict)
+    return plained
+
+
+def plain(value: Any) -> Any:
+    """Return the value in types that JSON has; infinity, which JSON lacks, is "never".
+
+    An infinite ratio of times is "at once": the arm was there from the start, the baseline not.
+    """
+    if isinstance(value, dict):
+        return {
+            str(key): "at once" if "ratio" in str(key) and _infinite(item) else plain(item)
+            for key, item in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return "never" if _infinite(value) else value
+
+
+def _infinite(value: Any) -> bool:
+    return isinstance(value, float) and math.isinf(value)
+
+
+def _gaps(comparison: ComparisonCurves) -> list[str]:
+    """What the reader must know about missing runs and thin evidence."""
+    notes = []
+    for name, arm in comparison.arms.items():
+        if not arm.used:
+            notes.append(f"{name}: no run was evaluated, so it is in no figure.")
+            continue
+        if not any(run.finished for run in arm.used):
+            notes.append(f"{name}: no run has finished; its figures end where its shortest run is.")
+        if len(arm.used) == 1:
+            notes.append(f"{name}: one run, so its figures have no interval.")
+    few = [name for name, arm in comparison.arms.items() if 1 < len(arm.used) < 5]
+    if few:
+        notes.append(
+            f"Bootstrap intervals over fewer than 5 runs are too narrow: {', '.join(few)}."
+        )
+    return notes
+
+
+def _different_settings(comparison: ComparisonCurves) -> dict[str, dict[str, Any]]:
+    """Setting -> arm -> value, for the settings in which arms differ."""
+    keys = dict.fromkeys(key for arm in comparison.arms.values() for key in arm.settings)
+    table = {
+        key: {name: arm.settings.get(key) for name, arm in comparison.arms.items()} for key in keys
+    }
+    return {key: row for key, row in table.items() if len({str(v) for v in row.values()}) > 1}
+
+
+def _arm(arm: Arm) -> dict[str, Any]:
+    curves = {measure: curve for measure in MEASURES if (curve := curve_of(arm, measure))}
+    return {
+        "num_rollouts": arm.size[0] if arm.size else None,
+        "num_generations": arm.size[1] if arm.size else None,
+        "selection_rule": arm.settings.get("selection_rule"),
+        "seeds": [run.seed for run in arm.used],
+        "measures": {measure: final_and_peak(curve) for measure, curve in curves.items()},
+        "curves": {
+            measure: {"seconds": curve.at_K.tolist(), "mean": curve.mean_K.tolist()}
+            for measure, curve in curves.items()
+        },
+        "seconds_per_step": _seconds_per_step(arm),
+        "phases": _phases(arm),
+        "collapses": _collapses(curves),
+    }
+
+
+def _collapses(curves: dict[str, Curve]) -> list[Any]:
+    if "accuracy" not in curves or "format_rate" not in curves:
+        return []
+    return list(collapses(curves["accuracy"], curves["format_rate"]))
+
+
+def _seconds_per_step(arm: Arm) -> Estimate | None:
+    """Training seconds over steps at each run's last evaluation."""
+    ends = [run.points[-1] for run in arm.used]
+    values = [(end["seconds"] or 0.0) / step for end in ends if (step := end.get("step"))]
+    return estimate(np.array(values)) if values else None
+
+
+def _phases(arm: Arm) -> dict[str, float]:
+    runs = [run.phases for run in arm.used if run.phases]
+    names = dict.fromkeys(name for phases in runs for name in phases)
+    return {name: sum(phases.get(name, 0.0) for phases in runs) / len(runs) for name in names}
+
+
+def _against(base: Arm, arm: Arm) -> dict[str, Any]:
+    result: dict[str, Any] = {"speed_up": {}, "differences": {}}
+    for measure in DIFFERENCES:
+        theirs, ours = curve_of(base, measure), curve_of(arm, measure)
+        if theirs is None or ours is None:
+            continue
+        result["differences"][measure] = differences(theirs, ours)
+        if measure == "accuracy":
+            result["speed_up"] = {
+                name: {
+                    grid: speed_up(theirs, ours, share=share, interpolated=grid == "interpolated")
+                    for grid in ("grid", "interpolated")
+                }
+                for name, share in SHARES.items()
+            }
+    return result
+
+
+def _fit(arms: list[Arm]) -> dict[str, Any]:
+    """The fit of seconds per step, or why there is none."""
+    prompts = {_prompts_per_step(arm) for arm in arms}
+    if len(prompts) > 1:
+        return {"fit": None, "why": "the arms take different numbers of prompts per step"}
+    seconds: dict[tuple[int, int], list[float]] = {}
+    for arm in arms:
+        found = _seconds_per_step(arm)
+        if arm.size and found:
+            seconds.setdefault(arm.size, []).append(found["value"])
+    fit = fit_step_seconds({size: sum(values) / len(values) for size, values in seconds.items()})
+    if fit is None:
+        return {"fit": None, "why": "it takes three (n, m) that are not on one line"}
+    return {"fit": fit, "why": None}
+
+
+def _prompts_per_step(arm: Arm) -> float | None:
+    batch, accumulation, m = (arm.settings.get(key) for key in PROMPT_SETTINGS)
+    if batch is None or m is None:
+        return None
+    return batch * (accumulation or 1) / m

@@ -1,0 +1,45 @@
+"""Write the report of one or more comparisons: a page, its figures as files, and the numbers."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from podsrl import __version__
+from podsrl.report.curves_read import read_comparisons
+from podsrl.report.figures import draw_figures, time_unit
+from podsrl.report.page import page
+from podsrl.report.sentences import sentences
+from podsrl.report.summary import summarise
+
+
+def write_report(
+    paths: Sequence[Path], output: Path, *, baseline: str | None = None
+) -> dict[str, Any]:
+    """Write report.html, summary.json and figures/ into `output`; return what summary.json holds.
+
+    Raises: ValueError as `read_comparisons`, before anything is written.
+    """
+    comparisons = read_comparisons(paths, baseline=baseline)
+    summaries = [summarise(comparison) for comparison in comparisons]
+    figures = [
+        draw_figures(comparison, summary)
+        for comparison, summary in zip(comparisons, summaries, strict=True)
+    ]
+    folder = output / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    for summary, drawn in zip(summaries, figures, strict=True):
+        summary["findings"] = sentences(summary, time_unit(summary))
+        for figure in drawn:
+            name = f"{_slug(summary['title'])}-{figure.name}"
+            (folder / f"{name}.svg").write_text(figure.svg, encoding="utf-8")
+            (folder / f"{name}.png").write_bytes(figure.png)
+    result = {"podsrl": __version__, "comparisons": summaries}
+    (output / "summary.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    (output / "report.html").write_text(page(summaries, figures), encoding="utf-8")
+    return result
+
+
+def _slug(title: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")

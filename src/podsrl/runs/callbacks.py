@@ -1,0 +1,164 @@
+"""Trainer callbacks of a run: metrics on disk, progress on screen, a stop that saves."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from podsrl.runs.folder import keep_metrics_until
+from podsrl.runs.clock import TrainingClock
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+WORKER = "PODSRL_WORKER"
+"""Environment variable: the process without which this run, its child, must not go on."""
+
+
+class MetricsFile(TrainerCallback):
+    """Appends one line per logged step to metrics.jsonl."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            keep_metrics_until(self.folder, state.global_step)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        if not logs or "loss" not in logs or not state.is_world_process_zero:
+            return
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+class StepProgress(TrainerCallback):
+    """A progress bar with reward, kept variance and time left; plain lines without a terminal.
+
+    It counts steps or, where the clock has a budget, seconds of training; the clock must be among
+    the trainer's callbacks before this one.
+    """
+
+    def __init__(self, console: Console, clock: TrainingClock) -> None:
+        self.console, self.clock = console, clock
+        self.bar = Progress(
+            TextColumn("step" if clock.budget_seconds is None else "seconds"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TextColumn("{task.description}"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.start, self.first_step = 0.0, 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.start, self.first_step = time.perf_counter(), state.global_step
+        self.bar.start()
+        done, total = self._progress(state)
+        self.task = self.bar.add_task("", total=total, completed=done)
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        self.bar.stop()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        if not logs or "loss" not in logs:
+            return
+        text = self._describe(state, logs)
+        done, total = self._progress(state)
+        self.bar.update(self.task, completed=done, description=text)
+        if not self.console.is_terminal:
+            where = f"step {state.global_step}/{state.max_steps}"
+            if self.clock.budget_seconds is not None:
+                where = f"step {state.global_step}, {done} of {total} s"
+            self.console.print(f"{where}  {text}")
+
+    def _progress(self, state: TrainerState) -> tuple[int, int]:
+        if self.clock.budget_seconds is None:
+            return state.global_step, state.max_steps
+        return round(self.clock.seconds["training"]), round(self.clock.budget_seconds)
+
+    def _describe(self, state: TrainerState, logs: dict[str, Any]) -> str:
+        seconds = (time.perf_counter() - self.start) / (state.global_step - self.first_step)
+        left = seconds * (state.max_steps - state.global_step)
+        if self.clock.budget_seconds is not None:
+            left = max(0.0, self.clock.budget_seconds - self.clock.seconds["training"])
+        reward, variance = logs.get("reward"), logs.get("pods/kept_reward_variance")
+        return (
+            f"reward {_number(reward)}  kept variance {_number(variance)}  "
+            f"{seconds:.1f} s/step  {left / 60:.1f} min left"
+        )
+
+
+class StopAndSave(TrainerCallback):
+    """Ctrl-C ends the run after the step under way, with a checkpoint; a second one ends it now.
+
+    So does the end of the worker of a comparison that started the run: another may then take it.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.stopped = False
+        self.previous: dict[signal.Signals, Any] = {}
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.previous = {number: signal.signal(number, self._stop) for number in STOP_SIGNALS}
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        self._restore()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        if self._anyone_stopped():
+            control.should_save = control.should_training_stop = True
+        return control
+
+    def _anyone_stopped(self) -> bool:
+        """Whether a process was told to stop: all end after the same step, whoever heard first."""
+        state = PartialState()
+        worker = os.environ.get(WORKER)
+        if worker is not None and os.getppid() != int(worker):
+            self.stopped = True
+        if state.num_processes > 1:
+            told = torch.tensor(float(self.stopped), device=state.device)
+            self.stopped = bool(reduce(told, reduction="sum").item())
+        return self.stopped
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self.stopped = True
+        self._restore()
+        self.console.print("stopping after this step; once more to stop at once, without saving")
+
+    def _restore(self) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

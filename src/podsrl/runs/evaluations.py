@@ -1,0 +1,218 @@
+"""Evaluations at equal training seconds, into curve.jsonl.
+
+One row per mark (0, E, 2E, ..., the budget), measured at the end of the first step past it:
+
+mark_seconds       the mark; null where a run without budget, or at max_steps, ended between marks
+training_seconds   on the training clock, at that step's end
+step               optimizer steps done
+accuracy, format_rate, both_rate   shares of the held-out questions, greedy; null without format
+mean_length, frac_cut_off          tokens per answer; share cut off by the length limit
+reward, kept_reward                mean over all n and over the kept m, of the steps since the
+                                   row before; null at 0
+wall_seconds       since the run began to load, everything included
+"""
+
+import json
+import math
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from accelerate import PartialState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from podsrl.evaluate import Evaluation, evaluate
+from podsrl.runs.settings import RunArguments
+from podsrl.runs.clock import TrainingClock
+from podsrl.tasks import Task
+
+CURVE = "curve.jsonl"
+REWARDS = {"reward": "reward", "kept_reward": "pods/kept_reward_mean"}
+
+
+def marks_passed(
+    before: float, after: float, every: float, budget: float | None = None
+) -> list[float]:
+    """The marks in (before, after]: multiples of `every` below the budget, and the budget itself.
+
+    Example: from 14 to 31 with every=15 are 15 and 30; with budget=20, 15 and 20.
+    """
+    end = math.inf if budget is None else budget
+    first, last = math.floor(before / every) + 1, math.floor(after / every)
+    marks = [k * every for k in range(first, last + 1) if before < k * every < end]
+    return marks + ([end] if before < end <= after else [])
+
+
+@contextmanager
+def untouched_random_state() -> Iterator[None]:
+    """Give python's, numpy's and torch's generators back as they were."""
+    python, arrays = random.getstate(), numpy.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else []
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        random.setstate(python)
+        numpy.random.set_state(arrays)
+
+
+class EvaluationCurve(TrainerCallback, ExportableState):
+    """Evaluates the policy at marks of the training clock; training does not notice.
+
+    The weights, the model's mode and all random states are left as they were, and the seconds are
+    counted as evaluation. With several processes the main one evaluates and the others wait.
+    `before/` and `after/` of the run folder receive the answers of the first and last evaluation.
+
+    clock: must be among the trainer's callbacks, before this one.
+    Raises `ValueError` where the weights are sharded over processes by FSDP.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        clock: TrainingClock,
+        *,
+        task: Task,
+        arguments: RunArguments,
+        folder: Path,
+    ) -> None:
+        if trainer.is_fsdp_enabled:
+            raise ValueError(
+                "evaluate_every_seconds does not work with FSDP: leave it out, or use DDP or ZeRO"
+            )
+        assert arguments.evaluate_every_seconds is not None
+        self.trainer, self.clock = trainer, clock
+        self.task, self.arguments, self.folder = task, arguments, folder
+        self.every: float = arguments.evaluate_every_seconds
+        self.last_seconds = 0.0
+        self.rewards: dict[str, list[float]] = {name: [] for name in REWARDS}
+        self._num_seen: dict[str, int] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        saved = (state.stateful_callbacks or {}).get(type(self).__name__)
+        if state.global_step and isinstance(saved, dict):
+            self.last_seconds = self.clock.seconds["training"]
+            self.rewards = saved["attributes"]["rewards"]
+        if PartialState().is_main_process:
+            keep_curve_until(self.folder, state.global_step)
+        if not state.global_step:
+            self._measure(state, [0.0], "before")
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        metrics = self.trainer._metrics["train"]
+        self._num_seen = {name: len(metrics[key]) for name, key in REWARDS.items()}
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        metrics = self.trainer._metrics["train"]
+        for name, key in REWARDS.items():
+            self.rewards[name] += metrics[key][self._num_seen[name] :]
+        seconds = self.clock.seconds["training"]
+        budget = self.clock.budget_seconds
+        marks: list[float | None] = [*marks_passed(self.last_seconds, seconds, self.every, budget)]
+        self.last_seconds = seconds
+        ends = self.clock.spent or state.global_step >= state.max_steps
+        if ends and not marks:
+            marks = [None]
+        if marks:
+            self._measure(state, marks, "after" if ends else None)
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {}, "attributes": {"rewards": self.rewards}}
+
+    def _measure(self, state: TrainerState, marks: list[Any], folder: str | None) -> None:
+        """Evaluate once, and write a row for each mark that this step has passed."""
+        with self.clock.beside("evaluation"), untouched_random_state(), self._policy() as model:
+            if PartialState().is_main_process:
+                evaluation = self._evaluate(model, folder)
+                row = self._row(evaluation, state.global_step)
+                with (self.folder / CURVE).open("a", encoding="utf-8") as file:
+                    file.writelines(
+                        json.dumps({"mark_seconds": mark, **row}) + "\n" for mark in marks
+                    )
+            PartialState().wait_for_everyone()
+        self.rewards = {name: [] for name in REWARDS}
+
+    @contextmanager
+    def _policy(self) -> Iterator[Any]:
+        """The model as sampling in training sees it: unwrapped, and in its precision."""
+        trainer = self.trainer
+        dtype = trainer._autocast_dtype()
+        with (
+            trainer._unwrapped_policy() as model,
+            torch.autocast(trainer.accelerator.device.type, dtype=dtype, enabled=dtype is not None),
+        ):
+            yield model
+
+    def _evaluate(self, model: Any, folder: str | None) -> Evaluation:
+        evaluation = evaluate(
+            model,
+            self.trainer.processing_class,
+            self.task,
+            limit=self.arguments.evaluate_limit,
+            num_samples=self.arguments.evaluate_samples if folder else 0,
+            max_new_tokens=self.trainer.args.max_completion_length,
+            seed=self.trainer.args.seed,
+        )
+        if folder:
+            evaluation.save(self.folder / folder)
+        return evaluation
+
+    def _row(self, evaluation: Evaluation, step: int) -> dict[str, Any]:
+        return {
+            "training_seconds": self.clock.seconds["training"],
+            "step": step,
+            **curve_figures(evaluation, has_format=self.task.has_format),
+            **{name: mean_or_none(values) for name, values in self.rewards.items()},
+            "wall_seconds": self.clock.wall_seconds(),
+        }
+
+
+def curve_figures(evaluation: Evaluation, *, has_format: bool) -> dict[str, float | None]:
+    """The figures of a curve's row, from greedy answers.
+
+    Example: right and in format, right only, in format only, neither: accuracy 0.5, format_rate
+    0.5, both_rate 0.25.
+    """
+    answers = [problem["greedy"] for problem in evaluation.problems]
+    both = [float(bool(a["correct"]) and a["keeps_format"]) for a in answers]
+    summary = evaluation.summary
+    return {
+        "accuracy": summary["accuracy_greedy"]["value"],
+        "format_rate": summary["format_rate"]["value"] if has_format else None,
+        "both_rate": mean_or_none(both) if has_format else None,
+        "mean_length": summary["mean_length"]["value"],
+        "frac_cut_off": summary["truncated_share"]["value"],
+    }
+
+
+def mean_or_none(values: list[float]) -> float | None:
+    """The mean of the values that are numbers; None without any."""
+    numbers = [value for value in values if not math.isnan(value)]
+    return sum(numbers) / len(numbers) if numbers else None
+
+
+def read_curve(folder: Path) -> list[dict[str, Any]]:
+    """The rows of curve.jsonl in order, without one that is being written; empty without file."""
+    path = folder / CURVE
+    if not path.exists():
+        return []
+    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def keep_curve_until(folder: Path, step: int) -> None:
+    """Drop rows after the step, which a resumed run goes through again; at 0, all of them."""
+    rows = [row for row in read_curve(folder) if step and row["step"] <= step]
+    if rows:
+        (folder / CURVE).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    else:
+        (folder / CURVE).unlink(missing_ok=True)

@@ -1,0 +1,128 @@
+"""What a run is told besides PODSConfig and the model's own options."""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from podsrl.runs.rollout_log import DEFAULT_LIMIT_MIB, MODES
+from podsrl.models import DEFAULT_MODEL
+
+# The others shape the learning rate by max_steps, which a run that ends by the clock never reaches.
+STEADY_SCHEDULERS = ("constant", "constant_with_warmup")
+UNREACHED_MAX_STEPS = 1_000_000
+
+
+@dataclass
+class ClockArguments:
+    """When a run ends, when it is evaluated, and whether its model is saved."""
+
+    evaluate_every_seconds: float | None = field(
+        default=None,
+        metadata={
+            "help": "Evaluate, into curve.jsonl, whenever this many more seconds were trained."
+        },
+    )
+    training_seconds: float | None = field(
+        default=None,
+        metadata={
+            "help": "Stop after the step in which this many seconds of training are reached: "
+            "sampling, rewards, selection and update, not evaluating, saving or loading."
+        },
+    )
+    save_model: bool = field(default=True, metadata={"help": "Save the trained model in model/."})
+
+    def __post_init__(self) -> None:
+        for name in ("training_seconds", "evaluate_every_seconds"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name} is {value}: it must be above 0, or left out")
+
+
+@dataclass
+class RunArguments(ClockArguments):
+    """What a run needs besides PODSConfig and the model's own options."""
+
+    task: str = field(
+        default="arithmetic",
+        metadata={"help": "arithmetic, gsm8k, math, amc23, reasoning_gym:<name> or jsonl:<path>."},
+    )
+    task_arguments: dict | str | None = field(
+        default=None,
+        metadata={"help": "Options of the task, as a YAML mapping or JSON text."},
+    )
+    data: str | None = field(
+        default=None, metadata={"help": "Folder or file with the task's data, instead of the hub."}
+    )
+    model: str = field(
+        default=DEFAULT_MODEL,
+        metadata={"help": f"Hub id, local folder, or {DEFAULT_MODEL} (packaged)."},
+    )
+    train_limit: int | None = field(
+        default=None, metadata={"help": "Use only this many training questions."}
+    )
+    evaluate_limit: int = field(
+        default=256,
+        metadata={"help": "Held-out questions of the evaluation before and after; 0 for none."},
+    )
+    evaluate_samples: int = field(
+        default=0, metadata={"help": "Sampled answers per held-out question, besides the greedy."}
+    )
+    log_rollouts: str = field(
+        default="auto",
+        metadata={
+            "help": "Write every sampled rollout to rollouts.jsonl.gz, for podsrl view: auto "
+            f"(up to {DEFAULT_LIMIT_MIB:g} MiB a run), true (without limit), false."
+        },
+    )
+    resume: bool = field(
+        default=False, metadata={"help": "Go on from the last checkpoint in --output_dir."}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.task_arguments, str):
+            self.task_arguments = json.loads(self.task_arguments)
+        if not isinstance(self.task_arguments, dict | None):
+            raise ValueError(
+                f"task_arguments is {self.task_arguments!r}: write a mapping, as in "
+                "--task_arguments '{\"num_test\": 512}'"
+            )
+        self.log_rollouts = str(self.log_rollouts).lower()  # YAML reads true and false as booleans
+        if self.log_rollouts not in MODES:
+            raise ValueError(
+                f"log_rollouts is {self.log_rollouts!r}: choose from {', '.join(MODES)}"
+            )
+        if self.evaluate_limit < 0:
+            raise ValueError(f"evaluate_limit is {self.evaluate_limit}: it must be 0 or more")
+        if self.train_limit is not None and self.train_limit < 1:
+            raise ValueError(f"train_limit is {self.train_limit}: it must be at least 1")
+
+
+def check_clock(arguments: Any, config: Any) -> None:
+    """Make max_steps a mere upper bound where the clock ends the run.
+
+    arguments: the run's RunArguments. config: its PODSConfig, whose max_steps is set.
+
+    Raises `ValueError` for evaluations of no questions, and for a learning rate that follows
+    max_steps: two runs would each stand at another place of it when the time is up.
+    """
+    if arguments.evaluate_every_seconds is not None and not arguments.evaluate_limit:
+        raise ValueError(
+            "evaluate_limit is 0, but evaluate_every_seconds asks for evaluations: set "
+            "evaluate_limit to the number of held-out questions, for example 256"
+        )
+    if arguments.training_seconds is None:
+        return
+    scheduler = getattr(config.lr_scheduler_type, "value", config.lr_scheduler_type)
+    if scheduler not in STEADY_SCHEDULERS:
+        raise ValueError(
+            f"lr_scheduler_type is {scheduler}, which follows max_steps, but training_seconds ends "
+            f"the run: choose {' or '.join(STEADY_SCHEDULERS)}"
+        )
+    if 0 < config.warmup_steps < 1:
+        raise ValueError(
+            f"warmup_steps is {config.warmup_steps}, a share of max_steps, but training_seconds "
+            "ends the run: give a number of steps"
+        )
+    if config.max_steps <= 0:
+        config.max_steps = UNREACHED_MAX_STEPS

@@ -1,0 +1,1 @@
+"""N rollouts of a prompt that is read once, and completions for evaluation."""

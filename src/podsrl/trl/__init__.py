@@ -1,0 +1,1 @@
+"""PODS in TRL. With runs/ the only room that imports trl."""

@@ -1,1 +1,0 @@
-"""The update on kept rollouts: every prompt is read once, every kept token once."""

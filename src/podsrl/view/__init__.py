@@ -1,0 +1,1 @@
+"""Every rollout of a run on one page."""

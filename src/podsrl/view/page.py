@@ -1,0 +1,105 @@
+"""The page of a run's rollouts: one HTML file that needs no network and no server.
+
+view.html, view.css and view.js beside this file are put into one page, with the rollouts as JSON.
+Everything that a model wrote reaches the page as text, never as markup.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from podsrl.runs.rollout_log import FILE_NAME, read_rollouts
+
+DEFAULT_LIMIT = 20_000
+
+
+def view_page(
+    run: Path, *, steps: tuple[int | None, int | None] = (None, None), limit: int = DEFAULT_LIMIT
+) -> str:
+    """Return the page of a run's rollouts as HTML.
+
+    Args:
+        run: a run folder, or a rollout log by itself.
+        steps: first and last step to show, both included; None for no bound.
+        limit: show at most about this many rollouts: whole prompts, spread evenly over the
+            steps. The page says how many it leaves out.
+
+    Raises: ValueError without a log, without rollouts in these steps, or for a limit under 1.
+
+    Example: `Path("view.html").write_text(view_page(Path("runs/arithmetic-smollm2")))`.
+    """
+    if limit < 1:
+        raise ValueError(f"limit is {limit}: at least 1 rollout is needed")
+    log = run / FILE_NAME if run.is_dir() else run
+    if not log.exists():
+        raise ValueError(
+            f"{run} holds no rollouts: there is no {log.name}. Runs trained with "
+            "log_rollouts: auto or true write it."
+        )
+    header, _ = read_rollouts(log)
+    sizes = [len(record["rewards"]) for record in _groups(log, steps)]
+    if not sizes:
+        raise ValueError(f"{log} has no rollouts in steps {_range_text(steps)}")
+    chosen = _spread(sizes, limit)
+    groups = [record for i, record in enumerate(_groups(log, steps)) if i in chosen]
+    return _page(
+        {
+            "run": run.resolve().name,
+            "about": header,
+            "groups": groups,
+            "numGroups": len(sizes),
+            "numRollouts": sum(sizes),
+            "steps": _range_text(steps),
+            "stopped": _stopped(log),
+        }
+    )
+
+
+def _groups(log: Path, steps: tuple[int | None, int | None]) -> Iterator[dict[str, Any]]:
+    first, last = steps
+    for record in read_rollouts(log)[1]:
+        after = first is None or record["step"] >= first
+        before = last is None or record["step"] <= last
+        if after and before and "rewards" in record:
+            yield record
+
+
+def _stopped(log: Path) -> dict[str, Any] | None:
+    """The step from which on the log's own limit kept rollouts out, and that limit."""
+    return next((record for record in read_rollouts(log)[1] if "stopped" in record), None)
+
+
+def _spread(sizes: list[int], limit: int) -> set[int]:
+    """Positions of evenly spread groups with together about `limit` rollouts; at least one.
+
+    Example: four groups of 10 and a limit of 20 give groups 0 and 2.
+    """
+    num_shown = max(1, min(len(sizes), limit * len(sizes) // sum(sizes)))
+    return {i * len(sizes) // num_shown for i in range(num_shown)}
+
+
+def _range_text(steps: tuple[int | None, int | None]) -> str:
+    first, last = steps
+    return f"{'' if first is None else first}:{'' if last is None else last}"
+
+
+def _page(data: dict[str, Any]) -> str:
+    folder = files("podsrl.view")
+    page, style, script = (
+        (folder / name).read_text(encoding="utf-8") for name in ("view.html", "view.css", "view.js")
+    )
+    # The policy lets this script run and no other, whatever a completion holds.
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    page = page.replace("{{style}}", style).replace("{{digest}}", digest)
+    page = page.replace("{{script}}", script)
+    return page.replace("{{data}}", _json_in_html(data))  # last: it may hold the words above
+
+
+def _json_in_html(data: Any) -> str:
+    """JSON in which no character can end the script element it stands in."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

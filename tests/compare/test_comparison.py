@@ -1,0 +1,158 @@
+"""Comparison files: what their fields come to, in which order runs start, what is refused."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from podsrl.compare.comparison import Comparison, load_comparison, write_comparison
+
+BASE: dict[str, Any] = {
+    "task": "arithmetic",
+    "num_generations": 4,
+    "num_rollouts": 16,
+    "per_device_train_batch_size": 16,
+    "train_limit": 8,
+    "evaluate_limit": 8,
+    "bf16": False,
+}
+
+
+@pytest.fixture()
+def load(tiny_folder: str, tmp_path: Path) -> Any:
+    def load(**changes: Any) -> Comparison:
+        content = {
+            "recipe": {**BASE, "model": tiny_folder},
+            "arms": {"grpo": {}, "grpo-ga": {}, "pods": {}},
+            "seeds": 2,
+            "training_seconds": 60,
+            "evaluate_every_seconds": 15,
+            "output_dir": str(tmp_path / "out"),
+            **changes,
+        }
+        path = tmp_path / "file.yaml"
+        path.write_text(yaml.safe_dump({k: v for k, v in content.items() if v is not None}))
+        return load_comparison(path)
+
+    return load
+
+
+def test_presets(load: Any) -> None:
+    arms = load().arms
+    shape = {name: (a["num_rollouts"], a["num_generations"]) for name, a in arms.items()}
+    assert shape == {"grpo": (4, 4), "grpo-ga": (16, 16), "pods": (16, 4)}
+    # As many rows at a time, 16 / 4 times as many micro-batches: 16 x 4 / 16 = 4 prompts as ever.
+    assert arms["grpo-ga"]["gradient_accumulation_steps"] == 4
+    assert arms["grpo-ga"]["per_device_train_batch_size"] == 16
+    assert all(arm["fast_sampling"] and arm["packed_update"] for arm in arms.values())
+    assert not any(arm["save_model"] for arm in arms.values())
+
+
+def test_overrides_win_over_preset_and_recipe(load: Any) -> None:
+    arms = load(
+        arms={
+            "grpo-8": {"preset": "grpo", "num_generations": 8},
+            "pods-random": {"selection_rule": "random"},
+            "grpo-ga": {"num_rollouts": 8, "gradient_accumulation_steps": 3},
+            "slow": {"fast_sampling": False, "learning_rate": "1e-3"},
+        }
+    ).arms
+    assert (arms["grpo-8"]["num_rollouts"], arms["grpo-8"]["num_generations"]) == (8, 8)
+    assert arms["pods-random"]["selection_rule"] == "random"
+    assert arms["pods-random"]["num_rollouts"] == 16
+    assert (arms["grpo-ga"]["num_generations"], arms["grpo-ga"]["num_rollouts"]) == (8, 8)
+    assert arms["grpo-ga"]["gradient_accumulation_steps"] == 3
+    assert arms["slow"]["fast_sampling"] is False
+
+
+def test_runs_go_seed_by_seed_and_each_seed_begins_with_another_arm(load: Any) -> None:
+    comparison = load(seeds=4)
+    order = [(run.arm, run.seed) for run in comparison.runs()]
+    assert order[:6] == [
+        *(("grpo", 0), ("grpo-ga", 0), ("pods", 0)),
+        *(("grpo-ga", 1), ("pods", 1), ("grpo", 1)),
+    ]
+    assert [seed for _, seed in order] == sorted(seed for _, seed in order)
+    assert Counter(arm for arm, _ in order[::3]) == {"grpo": 2, "grpo-ga": 1, "pods": 1}
+    run = comparison.runs(["pods"], [3])[0]
+    assert run.folder == comparison.output_dir / "pods" / "seed-3"
+    assert run.settings["seed"] == 3 and run.settings["training_seconds"] == 60.0
+
+
+def test_defaults(load: Any) -> None:
+    comparison = load(
+        arms=["pods", "grpo"], seeds=None, evaluate_every_seconds=None, output_dir=None
+    )
+    assert comparison.seeds == tuple(range(8)) and comparison.evaluate_every_seconds == 15.0
+    assert comparison.baseline == "grpo" and comparison.output_dir == Path("runs/file")
+
+
+def test_a_recipe_file_without_what_the_comparison_sets(
+    load: Any, tmp_path: Path, tiny_folder: str
+) -> None:
+    recipe = {**BASE, "model": tiny_folder, "max_steps": 20, "output_dir": "x", "seed": 5}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(recipe))
+    settings = load(recipe="base.yaml").runs()[0].settings
+    assert "max_steps" not in settings and settings["seed"] == 0
+    assert settings["output_dir"].endswith("out/grpo/seed-0")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"arm": {}}, "unknown field: arm; did you mean arms"),
+        ({"arms": {}}, "arms is {}: name at least one"),
+        ({"arms": {"mine": {}}}, "arm mine changes nothing and is no preset"),
+        ({"arms": {"a/b": {"beta": 0.1}}}, "arm 'a/b': a name becomes a folder"),
+        ({"arms": {"a": {"num_rollout": 3}}}, "unknown setting of arm a: num_rollout; did you"),
+        ({"arms": {"a": {"num_rollouts": 2}}}, "arm a: num_rollouts (n) is 2, less than"),
+        ({"arms": {"a": {"selection_rule": "x"}}}, "arm a: selection_rule is 'x'"),
+        ({"arms": {"a": {"preset": "x"}}}, "arm a: preset is 'x'"),
+        ({"arms": {"a": {"seed": 1}}}, "arm a sets seed"),
+        ({"arms": {"a": {"max_steps": 1}}}, "arm a sets max_steps"),
+        ({"arms": {"grpo-ga": {"num_rollouts": 6}}}, "arm grpo-ga: gradient_accumulation_steps"),
+        ({"arms": {"a": {"lr_scheduler_type": "cosine"}}}, "arm a: lr_scheduler_type is cosine"),
+        ({"arms": {"a": {"model": "./none"}}}, "arm a: model folder ./none does not exist"),
+        ({"arms": {"a": {"evaluate_limit": 0}}}, "arm a: evaluate_limit is 0"),
+        ({"seeds": 0}, "seeds is 0"),
+        ({"seeds": [1, 1]}, "seeds is [1, 1]"),
+        ({"training_seconds": None}, "training_seconds is None"),
+        ({"training_seconds": "1m"}, "training_seconds is '1m'"),
+        ({"evaluate_every_seconds": -5}, "evaluate_every_seconds is -5"),
+        ({"baseline": "none"}, "baseline is none: the comparison has grpo, grpo-ga, pods"),
+        ({"recipe": "none.yaml"}, "recipe none.yaml does not exist"),
+        ({"recipe": {"seed": 3}}, "recipe sets seed"),
+    ],
+)
+def test_what_is_refused(load: Any, tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError) as error:
+        load(**changes)
+    assert words in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_arms_and_seeds_to_run(load: Any) -> None:
+    with pytest.raises(ValueError, match="--arms is x: the comparison has grpo"):
+        load().runs(["x"])
+    with pytest.raises(ValueError, match="--seeds is 9: the comparison has 0, 1"):
+        load().runs(None, [9])
+
+
+def test_arms_and_seeds_may_be_added_but_not_changed(load: Any, tmp_path: Path) -> None:
+    path = tmp_path / "out" / "comparison.json"
+    write_comparison(load())
+    first = json.loads(path.read_text())
+    assert first["task"] == "arithmetic" and first["baseline"] == "grpo"
+    assert first["versions"]["trl"] and first["arms"]["pods"]["num_rollouts"] == 16
+    write_comparison(load(arms={"pods": {}, "pods-all": {"advantage_from": "all"}}, seeds=[5]))
+    second = json.loads(path.read_text())
+    assert list(second["arms"]) == ["grpo", "grpo-ga", "pods", "pods-all"]
+    assert second["seeds"] == [0, 1, 5]
+    with pytest.raises(ValueError, match=r"beta of arm pods is 0.1, but .* was begun with None"):
+        write_comparison(load(arms={"pods": {"beta": 0.1}}))
+    with pytest.raises(ValueError, match=r"training_seconds is 61\.0"):
+        write_comparison(load(training_seconds=61))
+    assert json.loads(path.read_text()) == second
