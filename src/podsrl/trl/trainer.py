@@ -30,7 +30,6 @@ from podsrl.core.advantage import advantages, masked_advantages
 from podsrl.core.rules import NEEDS_LENGTHS
 from podsrl.core.schedule import num_kept
 from podsrl.core.selection import Selection, choose
-from podsrl.runs.rollout_log import RolloutLog, batch_records
 from podsrl.trl.checks import default_output_dir, refuse_unsupported
 from podsrl.trl.clock import PhaseClock, peak_memory_gib
 from podsrl.trl.config import PODSConfig
@@ -91,7 +90,7 @@ class PODSTrainer(EarlyStopping, Refilling, ObjectiveHook, PackedUpdate, GRPOTra
         self._inputs: list[dict[str, Any]] | None = None
         self._selection: Selection | None = None
         self._sampled: tuple[Any, ...] = ()  # rows and rollouts of the batch, for the log
-        self.rollout_log: RolloutLog | None = None
+        self.rollout_log: Any = None  # has `write_batch`, as runs/rollout_log.py
         self.add_callback(StepClock(self))
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
@@ -266,12 +265,13 @@ class PODSTrainer(EarlyStopping, Refilling, ObjectiveHook, PackedUpdate, GRPOTra
             else:
                 metrics[name].append(number)
 
-    def _log_rollouts(self, log: RolloutLog, advantages_B: Tensor) -> None:
+    def _log_rollouts(self, log: Any, advantages_B: Tensor) -> None:
         """Write what the main process sampled in this batch; other processes log nothing."""
         assert self._selection is not None
         inputs, completions, completion_ids = self._sampled
         rows = self._rows_of_this_process(len(completions))
-        records = batch_records(
+        log.write_batch(
+            self.state.global_step + 1,
             self._selection,
             inputs[:: self.args.num_rollouts],
             completions,
@@ -279,7 +279,6 @@ class PODSTrainer(EarlyStopping, Refilling, ObjectiveHook, PackedUpdate, GRPOTra
             advantages=dict(zip(rows, advantages_B.tolist(), strict=True)),
             rule=self.args.selection_rule,
         )
-        log.write(self.state.global_step + 1, records)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.model.training:
