@@ -28,8 +28,7 @@ from podsrl import select
 from podsrl.core.early_stop import choice_is_final
 from podsrl.core.statistics import group_variance
 from podsrl.models import DEFAULT_MODEL, load_model, load_tokenizer
-from podsrl.sampling.early_stop import EarlyStop, steps_between_decisions
-from podsrl.sampling.early_stop_metrics import tokens_to_come
+from podsrl.sampling.early_stop import EarlyStop, steps_between_decisions, tokens_to_come
 from podsrl.sampling.sample import sample
 from podsrl.sampling.settings import SamplingSettings
 from podsrl.tasks import load_task

@@ -33,6 +33,7 @@ def visibility(packed: PackedBatch, window: int | None = None) -> Callable[..., 
     """
     num_columns = packed.filled_BC.shape[1]
     row_S, column_S = packed.cell_of_token_S // num_columns, packed.position_ids_S
+    # Columns are positions, so "not later" and the window are those of the padded batch.
     leader_S, in_prompt_S = packed.leader_B[row_S], column_S < packed.prompt_width
 
     def sees(batch: Any, head: Any, query: Tensor, key: Tensor) -> Tensor:
@@ -93,6 +94,8 @@ def shared_prefix(packed: PackedBatch) -> SharedPrefix:
     width, num_columns = packed.prompt_width, packed.filled_BC.shape[1]
     num_prompts, length = len(packed.leaders_P), num_columns - width
     row_S, column_S = packed.cell_of_token_S // num_columns, packed.position_ids_S
+    # Outputs come as P * W rows of prompts, then B * T rows of completions; a packed token is found
+    # among them by its cell, a prompt token by its owner's rank among the leaders.
     rank_B = torch.zeros_like(packed.leader_B)
     rank_B[packed.leaders_P] = torch.arange(num_prompts, device=rank_B.device)
     in_prompts = rank_B[row_S] * width + column_S
@@ -121,6 +124,7 @@ def shared_prefix_attention(
     """
     if shared_prefix is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    # Transformers hands over (1, H, S, D); tokens first, so that cells can be read as rows.
     query_SHD, key_SHD, value_SHD = (x[0].transpose(0, 1) for x in (query, key, value))
     cells_BC, width = shared_prefix.packed.token_of_cell_BC, shared_prefix.packed.prompt_width
     prompt_mask, completion_mask = shared_prefix.mask(kwargs.get("sliding_window"))
@@ -201,5 +205,6 @@ def _mask(model: PreTrainedModel, packed: PackedBatch, window: int | None) -> Te
     seen = dense_mask(packed, window)
     if implementation == "sdpa":
         return seen
+    # Eager attention adds its mask. The lowest finite number: -inf in a whole row gives NaN.
     hidden = torch.finfo(model.dtype).min
     return torch.zeros_like(seen, dtype=model.dtype).masked_fill(~seen, hidden)

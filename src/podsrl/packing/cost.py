@@ -61,6 +61,7 @@ def packed_is_cheaper(
     """
     num_rows, num_columns = packed.filled_BC.shape
     width, num_scored = packed.prompt_width, len(packed.place_K)
+    # sdpa computes masked pairs too: whole squares and rectangles, not the triangles that are seen.
     pairs = packed.num_tokens**2
     if not dense:
         pairs = len(packed.leaders_P) * width**2 + num_rows * (num_columns - width) * num_columns

@@ -42,6 +42,7 @@ def packed_log_probs(
     """
     causal_lm = unwrap(model)
     attention = attention_inputs(causal_lm, packed) if attention is None else attention
+    # shift_labels are labels that TRL's head does not shift: they stand beside their predictors.
     with _only_hidden_states(causal_lm.base_model, packed.predictor_K):
         outputs = model(
             input_ids=packed.input_ids_S[None],
@@ -79,6 +80,7 @@ def log_probs_by_prompt(
     width = input_ids_BC.shape[1] - num_completion_columns
     ids, mask = input_ids_BC.tensor_split([width], 1), attention_mask_BC.tensor_split([width], 1)
     group_B = group_by_prompt(ids[0], mask[0])
+    # Stable, so that what a pass holds does not depend on how the device sorts equal numbers.
     order_B = group_B.argsort(stable=True)
     found = []
     for rows in order_B.split(num_rows_per_pass or len(order_B)):
@@ -101,6 +103,8 @@ def unwrap(model: nn.Module) -> Any:
 def _only_hidden_states(backbone: nn.Module, index_K: Tensor) -> Iterator[None]:
     """Have `backbone` return the hidden states at `index_K` of its only row, in that order."""
 
+    # A hook, since the model is called whole: its wrappers' own hooks must run, and its forward has
+    # no argument that drops positions before TRL's head.
     def gather(module: nn.Module, args: Any, output: Any) -> Any:
         output.last_hidden_state = output.last_hidden_state.index_select(1, index_K)
         return output

@@ -55,6 +55,9 @@ def balance(
         members.setdefault(group, []).append(row)
     largest = max(len(rows) for rows in members.values())
     unit = math.gcd(size, *(len(rows) for rows in members.values()))
+    # A unit is the largest piece that fills batches and groups alike. If that is less than a group
+    # (and than a batch), small pieces would scatter groups over batches, and each would read its
+    # prompt again: then rows are cut in group order.
     if unit < min(size, largest):
         ordered = [row for rows in members.values() for row in rows]
         return [sorted(ordered[i * size : (i + 1) * size]) for i in range(num_batches)]
@@ -96,6 +99,7 @@ def _cut(rows: list[int], lengths: Sequence[int], size: int) -> list[list[int]]:
     """Parts of `size` rows, the longest rows dealt back and forth so that parts weigh alike."""
     num_parts = len(rows) // size
     parts: list[list[int]] = [[] for _ in range(num_parts)]
+    # 0 1 2 2 1 0 0 1 2 ...: who gets the longer row in one turn gets the shorter one in the next.
     for place, row in enumerate(sorted(rows, key=lambda row: (-lengths[row], row))):
         turn, seat = divmod(place, num_parts)
         parts[seat if turn % 2 == 0 else num_parts - 1 - seat].append(row)
@@ -107,6 +111,7 @@ def _hand_out(
 ) -> list[list[int]]:
     batches: list[list[int]] = [[] for _ in range(num_batches)]
     loads = [0] * num_batches
+    # Largest first, each to the lightest: what is small is left to even out the loads.
     for index in sorted(range(len(units)), key=lambda index: (-tokens[index], index)):
         rows = units[index]
         open_batches = [i for i in range(num_batches) if len(batches[i]) + len(rows) <= size]

@@ -98,18 +98,26 @@ def pack(
         [7, 8, 1, 2, 3] with positions [0, 1, 2, 2, 3]; its first and second token to be predicted,
         1 and 2, both come from token 1 (the 8), and 3 comes from token 3 (the 2).
     """
+    # Two rollouts of prompt "a b", one of "c"; "." is padding. The leaders' prompt cells and all
+    # completion cells are laid in reading order, so a prompt stands right before its first rollout:
+    #     cells    row 0   a b | d e        packed row   a b d e f c g
+    #              row 1   a b | f .        position     0 1 2 3 2 1 2   (the column of the cell)
+    #              row 2   . c | g .        row 1's a, b are read from tokens 0 and 1
     _check_shapes(prompt_ids_BW, prompt_mask_BW, completion_ids_BT, completion_mask_BT)
     if group_B is None:
         group_B = group_by_prompt(prompt_ids_BW, prompt_mask_BW)
     prompt_mask_BW, completion_mask_BT = prompt_mask_BW.bool(), completion_mask_BT.bool()
     width, num_rows = prompt_ids_BW.shape[1], prompt_ids_BW.shape[0]
     rows_B = torch.arange(num_rows, device=group_B.device)
+    # argmax gives the first of equals: the first row of the same group. uint8, for lack of bool.
     leader_B = (group_B[:, None] == group_B[None]).to(torch.uint8).argmax(1)
     owns_B = leader_B == rows_B
     laid_BC = torch.cat([prompt_mask_BW & owns_B[:, None], completion_mask_BT], 1)
     num_tokens, num_prompts, num_scored = _read_sizes(
         prompt_ids_BW, prompt_mask_BW, completion_mask_BT, leader_B, laid_BC
     )
+    # A token's number is how many were laid before it. Numbers in other cells mean nothing, until
+    # followers take their leader's and padding takes a harmless 0.
     token_BC = laid_BC.flatten().cumsum(0).view_as(laid_BC) - 1
     token_BC = torch.cat([token_BC[leader_B, :width], token_BC[:, width:]], 1)
     filled_BC = torch.cat([prompt_mask_BW, completion_mask_BT], 1)
@@ -128,6 +136,7 @@ def pack(
         filled_BC=filled_BC,
         leader_B=leader_B,
         leaders_P=_true_places(owns_B, num_prompts),
+        # One cell to the left. For a first token that is the prompt's last: padding is on the left.
         predictor_K=token_BC[row_K, width + column_K - 1],
         label_K=completion_ids_BT.flatten()[place_K],
         place_K=place_K,
@@ -159,6 +168,7 @@ def _read_sizes(
     laid_BC: Tensor,
 ) -> tuple[int, int, int]:
     """Numbers of packed tokens, prompts and scored tokens, with the checks that need values."""
+    # One stack and one tolist: each number read by itself would make the host wait for the device.
     tokens_BW = prompt_ids_BW.masked_fill(~prompt_mask_BW, -1)
     sizes = torch.stack(
         [
@@ -182,6 +192,7 @@ def _read_sizes(
 
 def _true_places(mask: Tensor, num_true: int) -> Tensor:
     """Indices of the True entries, ascending, without asking the device how many there are."""
+    # False entries all write to one slot too many, which is cut off; nonzero() would wait.
     slot = torch.where(mask, mask.cumsum(0) - 1, num_true)
     places = torch.arange(mask.numel(), device=mask.device)
     return places.new_zeros(num_true + 1).scatter(0, slot, places)[:num_true]

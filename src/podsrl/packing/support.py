@@ -70,6 +70,7 @@ def _known_reason(model: nn.Module, causal_lm: Any) -> str | None:
 
 
 def _difference(model: nn.Module, causal_lm: Any) -> str | None:
+    # Rows 0 and 1 share a prompt, row 2 has a shorter one, and completions are of unequal length.
     prompts, mask = _count(causal_lm, 3, 3), torch.ones(3, 3, dtype=torch.long)
     prompts[1] = prompts[0]
     mask[2, 0] = 0
@@ -79,9 +80,12 @@ def _difference(model: nn.Module, causal_lm: Any) -> str | None:
     packed = pack(prompts, mask, completions, filled)
     attention = attention_inputs(causal_lm, packed)
     log_probs, _ = packed_log_probs(model, packed, attention=attention)
+    # The test batch is shorter than most windows: not its values, but the masks that were asked for
+    # tell whether each layer asks for its own.
     windows = set(layer_windows(causal_lm.config).values())
     if "shared_prefix" in attention and set(attention["shared_prefix"].masks) != windows:
         return f"{type(causal_lm).__name__} does not tell its attention the sliding window"
+    # The yardstick: how much log-probs move when each completion gets a wrong prompt.
     exchanged = _padded(model, prompts[[2, 2, 0]], mask[[2, 2, 0]], completions, filled)
     padded = _padded(model, prompts, mask, completions, filled)
     tolerated = FRAC_TOLERATED[_precision(causal_lm)] * (exchanged - padded).abs().mean()

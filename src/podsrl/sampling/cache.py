@@ -74,6 +74,7 @@ class RolloutLayer(CacheLayerMixin):
         """Copy rows source_K over rows target_K, then keep the first `num_rows` rows."""
         assert self.keys is not None and self.values is not None
         for states in (self.keys, self.values):
+            # Only what is filled: for most of a rollout's life less than what is allocated.
             filled = states[:, :, : self.length]
             filled[target_K] = filled[source_K]
         self.num_rows = num_rows
@@ -87,6 +88,7 @@ class RolloutCache(Cache):
     @classmethod
     def for_prompts(cls, config: PreTrainedConfig, max_length: int) -> "RolloutCache":
         """An empty cache for a model of this config, with room for `max_length` positions."""
+        # Counted from the cache that `generate` would make: some models share one between layers.
         num_layers = len(DynamicCache(config=config))
         return cls([RolloutLayer(max_length) for _ in range(num_layers)])
 

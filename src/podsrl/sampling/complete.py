@@ -132,6 +132,7 @@ def _generate(
     was_training = model.training
     model.eval()
     try:
+        # `generate` draws from the global state only, which is the caller's.
         with torch.random.fork_rng(devices), torch.inference_mode():
             torch.manual_seed(seed)
             for batch in _batches(prompt_ids, batch_size):
@@ -148,6 +149,7 @@ def _generate(
 
 def _batches(prompt_ids: Sequence[list[int]], size: int) -> list[list[int]]:
     """Places of the prompts, longest first, `size` at a time."""
+    # If memory is short, it shows in the first batch.
     order = sorted(range(len(prompt_ids)), key=lambda i: (-len(prompt_ids[i]), i))
     return [order[first : first + size] for first in range(0, len(order), size)]
 

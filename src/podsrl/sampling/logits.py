@@ -11,7 +11,10 @@ from torch import Tensor
 
 from podsrl.sampling.settings import SamplingSettings
 
+# Near the square root of common vocabularies (50,000 to 150,000 tokens), so that neither level of
+# `_draw` is long.
 BLOCK = 256
+# Few enough to be cheap to sort. Where they do not reach top_p, the whole vocabulary is sorted.
 TOP_P_CANDIDATES = 1024
 
 
@@ -49,6 +52,7 @@ def next_tokens(
 
 def _penalise(scores_BV: Tensor, context_BL: Tensor, penalty: float) -> Tensor:
     """Scores of tokens in the context divided by the penalty where positive, else multiplied."""
+    # A token seen twice is written twice with the same score: penalised once, as in `generate`.
     seen_BL = scores_BV.gather(1, context_BL)
     seen_BL = torch.where(seen_BL < 0, seen_BL * penalty, seen_BL / penalty)
     return scores_BV.scatter(1, context_BL, seen_BL)
@@ -69,6 +73,7 @@ def _cut(weights_BV: Tensor, settings: SamplingSettings) -> Tensor:
 
 def _cut_top_p(weights_BV: Tensor, top_p: float) -> Tensor:
     """Weights of the fewest likeliest tokens that reach the share top_p of the mass, else 0."""
+    # float64: the sum of 150,000 small weights must not move a token across the limit.
     total_B1 = weights_BV.sum(-1, keepdim=True, dtype=torch.float64)
     top_BK, index_BK = weights_BV.topk(_num_candidates(weights_BV))
     reached_B1 = top_BK.sum(-1, keepdim=True, dtype=torch.float64)
@@ -93,17 +98,22 @@ def _draw(weights_BV: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
     Two levels: the block in which the point lies, then the token in it, so that the vocabulary
     is read once. Sums across blocks and within one are float64, exact enough for any vocabulary.
     """
+    # A cumulative sum over all V in float64 would write 8 bytes per entry, 2 to 4 times the logits,
+    # and searching it would read them again. Sums of blocks are read once, and only one block of
+    # each row is looked into.
     num_rows, size = weights_BV.shape
     padded = weights_BV
     if size % BLOCK:
         padded = torch.nn.functional.pad(weights_BV, (0, -size % BLOCK))
     blocks_BGK = padded.view(num_rows, -1, BLOCK)
     upto_BG = blocks_BGK.sum(-1).cumsum(-1, dtype=torch.float64)
+    # The point's place inside its block is again uniform in [0, 1): no second number is needed.
     block_B1, rest_B1 = _invert(upto_BG, uniform_B[:, None])
     chosen_BK = blocks_BGK.gather(1, block_B1[:, :, None].expand(-1, 1, BLOCK)).squeeze(1)
     within_B1, _ = _invert(chosen_BK.cumsum(-1, dtype=torch.float64), rest_B1)
     weight_B1 = chosen_BK.gather(1, within_B1)
     token_B = (block_B1 * BLOCK + within_B1).squeeze(1)
+    # The last block sum is the sum of all weights, which the log-prob divides by.
     return token_B, (weight_B1.double().log() - upto_BG[:, -1:].log()).squeeze(1).float()
 
 
@@ -114,6 +124,7 @@ def _invert(upto_BK: Tensor, uniform_B1: Tensor) -> tuple[Tensor, Tensor]:
     """
     uniform_B1 = uniform_B1.clamp(max=1 - 1e-12)
     point_B1 = uniform_B1 * upto_BK[:, -1:]
+    # right=True passes over sums equal to the point: a token of weight 0 can then never be drawn.
     index_B1 = torch.searchsorted(upto_BK, point_B1, right=True)
     upper_B1 = upto_BK.gather(1, index_B1)
     lower_B1 = upto_BK.gather(1, (index_B1 - 1).clamp(min=0)).where(index_B1 > 0, 0.0)

@@ -9,6 +9,7 @@ import os
 import torch
 from transformers import PreTrainedConfig
 
+# The other half is for what a forward pass needs on the way and for whoever shares the device.
 SHARE_OF_FREE_MEMORY = 0.5
 
 
@@ -75,6 +76,7 @@ def plan_chunks(
     """
     if max_rows < 1:
         raise ValueError(f"max_rows={max_rows} must be at least 1")
+    # A prompt's rollouts together before several prompts together: its cache is read once for all.
     prompts_at_once = max(1, min(num_prompts, max_rows // num_rollouts))
     counts = _equal_parts(num_rollouts, max_rows)
     starts = [0]

@@ -15,6 +15,7 @@ def evaluation(model: PreTrainedModel) -> Iterator[None]:
     try:
         yield
     finally:
+        # Not model.train(): that would also switch on modules that were in evaluation mode.
         for module in training:
             module.training = True
 

@@ -45,6 +45,8 @@ class Watch:
 
     def row(self, number: int) -> int:
         """The monitor's row of one of the rows decoded together."""
+        # Rows decoded together hold `count` rollouts of each prompt; those of one prompt decoded at
+        # another time lie between them in the whole call.
         prompt, place = divmod(number, self.count)
         return self.first_row + prompt * self.num_rollouts + self.num_done + place
 

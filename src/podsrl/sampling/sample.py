@@ -129,6 +129,8 @@ def _sample_prompts(
     by_prompt: list[list[tuple[list[int], list[float]]]] = [[] for _ in prompt_ids]
     for count in counts:
         source_B = torch.arange(len(prompt_ids), device=model.device).repeat_interleave(count)
+        # All numbers in advance, by row and step: what a row draws depends neither on when others
+        # end nor on which are stopped.
         uniform_BT = _uniform(source_B, settings, generator)
         watch.begin(count, len(by_prompt[0]), settings.eos_token_ids)
         tokens_BT, log_probs_BT = _decode(
@@ -171,6 +173,7 @@ def _uniform(
     shape = (source_B.shape[0], settings.max_new_tokens)
     if not settings.do_sample:
         return torch.zeros(shape, dtype=torch.float64, device=source_B.device)
+    # A generator draws on its own device only; from a CPU's, every device gets the same rollouts.
     device = source_B.device if generator is None else generator.device
     uniform_BT = torch.rand(shape, dtype=torch.float64, generator=generator, device=device)
     return uniform_BT.to(source_B.device)
@@ -198,12 +201,14 @@ def _decode(
             uniform_B=uniform_BT[rows.number_B, step],
             context_BL=rows.context_BL,
         )
+        # On CUDA ended rows go on until the next check: what they draw is not theirs any more.
         token_B = torch.where(rows.ended_B, settings.pad_token_id, token_B)
         tokens_BT[rows.number_B, step] = token_B
         log_probs_BT[rows.number_B, step] = log_prob_B
         rows.ended_B = rows.ended_B | torch.isin(token_B, eos_E)
         if step + 1 == settings.max_new_tokens:
             break
+        # After step 0 a monitor is asked even on CUDA: a rollout may not have to be begun at all.
         if (step + 1) % steps_between_checks == 0 or (watch.is_on and step == 0):
             rows.ended_B = watch.after_step(step, tokens_BT, rows.number_B, rows.ended_B)
             token_B = _retire(rows, token_B)
@@ -246,6 +251,9 @@ def _retire(rows: _Rows, token_B: Tensor) -> Tensor:
     num_living = int((~rows.ended_B).sum())
     if num_living == rows.ended_B.shape[0]:
         return token_B
+    # The first num_living places stay. Their holes are as many as the living rows beyond them, so
+    # each of those moves into a hole and the rest of the batch is cut off: the living rows in front
+    # are not touched, and the cache stays one block that shrinks from its end.
     target_K = rows.ended_B[:num_living].nonzero().squeeze(1)
     source_K = (~rows.ended_B[num_living:]).nonzero().squeeze(1) + num_living
     rows.cache.move_rows(target_K, source_K, num_living)
@@ -263,6 +271,8 @@ def _retire(rows: _Rows, token_B: Tensor) -> Tensor:
 
 def _step(model: PreTrainedModel, rows: _Rows, token_B: Tensor) -> Tensor:
     """Logits (B, V) after these tokens."""
+    # All rows have one length in the cache, since prompts are padded on the left: one slice serves
+    # every row, and only positions differ.
     length = rows.cache.get_seq_length() + 1
     if rows.context_BL is not None:
         rows.context_BL[:, length - 1] = token_B

@@ -145,11 +145,13 @@ def _refuse_model(model: Any) -> str | None:
         return f"{base.config.model_type} is an encoder-decoder model"
     if base.config.get_text_config() is not base.config:
         return f"{base.config.model_type} takes more than text"
+    # What `sample` passes: a model without position_ids would count padding as positions.
     wanted = {"past_key_values", "position_ids", "logits_to_keep"}
     if missing := wanted - set(inspect.signature(base.forward).parameters):
         return f"{type(base).__name__}.forward does not take {', '.join(sorted(missing))}"
     if base.config._attn_implementation not in ATTENTION:
         return f"attention {base.config._attn_implementation} is not among {', '.join(ATTENTION)}"
+    # Rows are retired by indices on one device.
     if len(set(getattr(base, "hf_device_map", {"": 0}).values())) > 1:
         return "the model's layers lie on several devices"
     return refuse_cache(base.config)

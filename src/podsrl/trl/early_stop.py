@@ -15,8 +15,7 @@ from trl import GRPOTrainer
 from trl.data_utils import is_conversational
 from trl.trainer.utils import is_async_callable
 
-from podsrl.sampling.early_stop import EarlyStop, steps_between_decisions
-from podsrl.sampling.early_stop_metrics import early_stop_metrics
+from podsrl.sampling.early_stop import EarlyStop, early_stop_metrics, steps_between_decisions
 from podsrl.trl.sampling import FastSampling
 
 NOT_COLUMNS = ("prompt", "completion", "completion_ids")
