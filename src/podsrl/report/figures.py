@@ -7,7 +7,7 @@ import numpy as np
 from podsrl.report.curves import ComparisonCurves
 from podsrl.report.figures_drawing import Figure, figure
 from podsrl.report.figures_lines import Unit, line_figure
-from podsrl.report.theme import PHASES
+from podsrl.report.theme import PHASE_COLORS
 
 
 def draw_figures(comparison: ComparisonCurves, summary: dict[str, Any]) -> list[Figure]:
@@ -49,7 +49,7 @@ def _phases(summary: dict[str, Any]) -> Figure | None:
 
     def draw(axes: Any) -> None:
         left = np.zeros(len(names))
-        for phase, (color, _) in PHASES.items():
+        for phase, (color, _) in PHASE_COLORS.items():
             width = np.array([arms[name].get(phase, 0.0) for name in names])
             axes.barh(names, width, left=left, color=color, label=phase, height=0.62)
             left += width

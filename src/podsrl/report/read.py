@@ -5,10 +5,10 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from podsrl.phases import PHASES
 from podsrl.report.curves import MEASURES, Arm, ComparisonCurves, Point, Run
 from podsrl.runs.folder import phase_seconds, read_json, read_metrics
 
-PHASES = ("sampling", "rewards", "selection", "update")
 ABOUT = (
     "task",
     "task_arguments",

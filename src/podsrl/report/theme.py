@@ -17,7 +17,7 @@ ARMS = (
 )
 """Light and dark colour of each arm, the baseline's (grey) first."""
 
-PHASES = {
+PHASE_COLORS = {
     "sampling": ("#2f6fb5", "#6fb1ff"),
     "rewards": ("#b58a1b", "#e3c04d"),
     "selection": ("#3b8f5c", "#5ccf9c"),
@@ -58,7 +58,7 @@ def css_variables() -> tuple[str, str]:
     dark = {"--ink": "#eceef1", "--muted": "#a7aeb9", "--grid": "#333941"}
     for index, pair in enumerate(ARMS):
         light[f"--arm-{index}"], dark[f"--arm-{index}"] = pair
-    for index, pair in enumerate(PHASES.values()):
+    for index, pair in enumerate(PHASE_COLORS.values()):
         light[f"--phase-{index}"], dark[f"--phase-{index}"] = pair
     return tuple(  # type: ignore[return-value]
         "".join(f"{name}:{value};" for name, value in variables.items())
@@ -89,4 +89,5 @@ def _font(match: re.Match[str]) -> str:
 def _names() -> dict[str, str]:
     names = {"--ink": INK, "--muted": MUTED, "--grid": GRID}
     names |= {f"--arm-{index}": light for index, (light, _) in enumerate(ARMS)}
-    return names | {f"--phase-{index}": light for index, (light, _) in enumerate(PHASES.values())}
+    colors = PHASE_COLORS.values()
+    return names | {f"--phase-{index}": light for index, (light, _) in enumerate(colors)}

@@ -11,7 +11,7 @@ from accelerate.utils import broadcast
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from podsrl.trl.step_clock import PHASES
+from podsrl.phases import PHASES
 
 BESIDE = ("loading", "evaluation", "saving")
 

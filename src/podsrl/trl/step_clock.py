@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-PHASES = ("sampling", "rewards", "selection", "update")
+from podsrl.phases import PHASES
 
 
 class StepClock(TrainerCallback):
