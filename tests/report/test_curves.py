@@ -6,7 +6,7 @@ import pytest
 
 from helpers.arms import ROWS, write_comparison, write_lines, write_run
 from podsrl.report.curves import Arm, Run, curve_of
-from podsrl.report.curves_read import read_comparisons
+from podsrl.report.read import read_comparisons
 from podsrl.report.sentences import sentences
 from podsrl.report.summary import summarise
 

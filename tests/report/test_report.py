@@ -8,8 +8,8 @@ import pytest
 
 from helpers.arms import ROWS, write_comparison, write_run
 from podsrl.cli import main as podsrl
-from podsrl.report.curves_read import read_comparisons
-from podsrl.report.figures_lines import line_figure
+from podsrl.report.figures import line_figure
+from podsrl.report.read import read_comparisons
 from podsrl.report.sentences import sentences
 from podsrl.report.summary import summarise
 from podsrl.report.theme import inline

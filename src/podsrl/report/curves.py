@@ -1,7 +1,7 @@
 """Learning curves of several arms, read from wherever they were written, in one structure.
 
 A *comparison* holds arms; an arm holds runs, one per seed; a run holds its evaluations in order
-of training seconds. `podsrl.report.curves_read` fills it. Shares (accuracy, format) are between
+of training seconds. `podsrl.report.read` fills it. Shares (accuracy, format) are between
 0 and 1, times are seconds.
 """
 
@@ -23,6 +23,11 @@ MEASURES = {
     "reward": "mean reward of all sampled rollouts",
     "kept_reward": "mean reward of the kept rollouts",
 }
+PERCENT = ("accuracy", "both_rate", "format_rate", "frac_cut_off")
+"""The measures that are shares, for people in percent."""
+
+Unit = tuple[str, float]
+"""A unit of time for people: its name and its seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,9 @@ from html import escape
 from typing import Any
 
 from podsrl import __version__
-from podsrl.report.figures import time_unit
-from podsrl.report.figures_drawing import Figure
-from podsrl.report.sentences import Unit, duration, sentences
+from podsrl.report.curves import Unit
+from podsrl.report.figures import Figure
+from podsrl.report.sentences import duration, sentences, time_unit
 from podsrl.report.style import STYLE
 from podsrl.report.tables import main_tables, more_tables, overview
 from podsrl.report.theme import inline

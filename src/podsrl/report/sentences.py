@@ -2,8 +2,7 @@
 
 from typing import Any
 
-Unit = tuple[str, float]
-POINTS = ("accuracy", "both_rate", "format_rate")
+from podsrl.report.curves import Unit
 
 
 def sentences(summary: dict[str, Any], unit: Unit) -> list[str]:
@@ -47,6 +46,19 @@ def _nothing_compared(summary: dict[str, Any]) -> str:
         "No arm is the baseline, so nothing is compared: it is an arm with n = m, or the one "
         "named with --baseline."
     )
+
+
+def time_unit(summary: dict[str, Any]) -> Unit:
+    """Return the unit in which the window is a number people read easily, and its seconds."""
+    ends = [
+        measures["accuracy"]["final_seconds"]
+        for arm in summary["arms"].values()
+        if "accuracy" in (measures := arm["measures"])
+    ]
+    window = max(ends, default=0.0)
+    if window >= 2 * 3600:
+        return "h", 3600.0
+    return ("min", 60.0) if window >= 180 else ("s", 1.0)
 
 
 def verdict(speed_ups: dict[str, Any]) -> str:

@@ -5,9 +5,9 @@ from html import escape
 from itertools import groupby
 from typing import Any
 
-from podsrl.report.sentences import Unit, duration, is_told, minus, times, verdict
+from podsrl.report.curves import PERCENT, Unit
+from podsrl.report.sentences import duration, is_told, minus, times, verdict
 
-PERCENT = ("accuracy", "both_rate", "format_rate", "frac_cut_off")
 LABELS = {
     "accuracy": "accuracy",
     "both_rate": "right and in format",

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from podsrl import __version__
-from podsrl.report.curves_read import read_comparisons
-from podsrl.report.figures import draw_figures, time_unit
+from podsrl.report.figures import draw_figures
 from podsrl.report.page import page
-from podsrl.report.sentences import sentences
+from podsrl.report.read import read_comparisons
+from podsrl.report.sentences import sentences, time_unit
 from podsrl.report.summary import summarise
 
 
