@@ -2,6 +2,8 @@
 
 import json
 import os
+import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -48,6 +50,8 @@ def grade(kind):
         print("noise")
     if kind == "sleep":
         time.sleep(0.3)
+    if kind == "sleep long":
+        time.sleep(9)
     return 1.0
 
 serve({{"bad": (lambda **_: None, grade)}})
@@ -163,6 +167,44 @@ def test_quick_match(gold, answer, verdict):
     assert quick_match(gold, answer) is verdict
 
 
+@pytest.mark.parametrize(
+    ("gold", "answer", "verdict"),
+    [
+        ("7", "9" * 4300, False),
+        ("7", "9" * 4301, False),  # Python converts no more than 4,300 digits
+        ("1/3", "0." + "3" * 5000, False),
+        ("7", "1/" + "9" * 5000, False),
+        ("7", "\\frac{" + "9" * 5000 + "}{7}", False),
+        ("7", "1" + ",000" * 5000, False),
+        ("8" * 5000, "7", None),  # the gold answer is no number to us, and the algebra may see
+        ("8" * 5000, "8" * 5000, True),  # the same text
+        ("8" * 5000, "$" + "8" * 5000 + "$.", True),
+        ("7", "x" * 10_001, False),
+        ("7", "x" * 10_000, None),
+        ("7", "7." + "0" * 1000, True),
+        ("7", "7." + "0" * 1001, False),
+    ],
+)
+def test_an_answer_is_capped_before_any_arithmetic(gold, answer, verdict):
+    assert quick_match(gold, answer) is verdict
+
+
+@pytest.mark.parametrize(
+    "what", ["\\boxed{", "$", "**", "(", "{", "7 a", "\\text{", "1/", "9 ", "<"]
+)
+def test_no_answer_takes_long_to_compare(what):
+    """Linear: 200,000 repeats take well under a second; 20,000 boxes took half a second once."""
+    close = {"\\boxed{": "}", "$": "$", "**": "**", "(": ")", "{": "}", "\\text{": "}"}
+    answer = what * 200_000 + "7" + close.get(what, "") * 200_000
+    start = time.process_time()
+    assert quick_match("7", answer) is (what == "$")  # dollars carry no meaning, however many
+    assert time.process_time() - start < 2.0
+
+
+def test_wrappings_up_to_sixteen_deep_are_taken_off():
+    assert normalise("\\boxed{" * 16 + "7" + "}" * 16) == "7"
+
+
 def test_match_answers_goes_to_algebra_where_needed():
     golds = ["x+1", "\\frac{\\sqrt{2}}{2}", "p - q", "(3, \\frac{\\pi}{2})", "x+1", "7"]
     answers = [
@@ -185,12 +227,46 @@ def test_a_hang_a_crash_and_a_death_give_none_and_the_rest_is_graded(bad_grader)
     assert bad_grader.num_failures == 3
 
 
-def test_a_hang_ends_at_the_time_limit(bad_grader):
+def test_a_hang_ends_at_the_limit_of_processor_time(bad_grader):
+    bad_grader.grade(jobs("good"))
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    assert bad_grader.grade(jobs("hang", "hang")) == [None, None]  # equal jobs: graded once
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before
+    assert 0.9 <= spent < 2.0  # the limit is 1 s; twice it would be two jobs
+    assert bad_grader.num_failures == 2
+
+
+def test_a_busy_machine_grades_as_an_idle_one(bad_grader):
+    """The worker stands still for 2 s, over the limit of 1 s, and has computed next to nothing."""
+    bad_grader.grade(jobs("good"))
+    results = []
+    thread = threading.Thread(target=lambda: results.append(bad_grader.grade(jobs("sleep"))))
+    workers = [worker._process for worker in bad_grader._workers if worker._process is not None]
+    thread.start()
+    time.sleep(0.1)
+    for process in workers:
+        process.send_signal(signal.SIGSTOP)
+    time.sleep(2.0)
+    for process in workers:
+        process.send_signal(signal.SIGCONT)
+    thread.join(60)
+    assert results == [[1.0]]
+
+
+def test_a_worker_that_says_nothing_is_given_up_by_the_clock(bad_grader, monkeypatch):
+    """It sleeps for 9 s, which costs no processor time: 1 s of time is its limit here."""
+    monkeypatch.setattr(grader_module, "PATIENCE", 1.0)
     bad_grader.grade(jobs("good"))
     start = time.perf_counter()
-    assert bad_grader.grade(jobs("hang", "hang")) == [None, None]  # equal jobs: graded once
-    assert 1.0 <= time.perf_counter() - start < 4.0
-    assert bad_grader.num_failures == 2
+    assert bad_grader.grade(jobs("sleep long", "good")) == [None, 1.0]
+    assert time.perf_counter() - start < 9.0
+
+
+def test_ctrl_c_at_a_terminal_does_not_reach_the_workers(bad_grader):
+    bad_grader.grade(jobs("good"))
+    for worker in bad_grader._workers:
+        if worker._process is not None:
+            assert os.getpgid(worker._process.pid) != os.getpgid(0)
 
 
 def test_grading_works_outside_the_main_thread(bad_grader):

@@ -3,12 +3,18 @@
 import re
 from fractions import Fraction
 
+# More than any final answer needs. Python itself converts no more than 4,300 digits.
+MAX_CHARACTERS = 10_000
+MAX_DIGITS = 1_000
+MAX_NUMBER_CHARACTERS = 2_000
+MAX_WRAPPINGS = 16
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 # A pair with no other answer tag inside, so that a repeated opening tag starts afresh.
 CLOSED_ANSWER = re.compile(r"<answer>((?:(?!</?answer>).)*)</answer>", re.DOTALL)
 WHOLE_FORMAT = re.compile(r"\s*<think>.*</think>\s*<answer>.*</answer>\s*", re.DOTALL)
 LAST_NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|[-+]?\.\d+")
 NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)")
+MANY_DIGITS = re.compile(rf"\d{{{MAX_DIGITS + 1}}}")
 LATEX_FRACTION = re.compile(r"\\[dt]?frac\{(-?\d+)\}\{(\d+)\}")
 THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 TEXT_MACRO = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\{([^{}]*)\}")
@@ -75,11 +81,14 @@ def normalise(answer: str) -> str:
 def as_number(answer: str) -> tuple[Fraction, bool] | None:
     r"""Return the exact value and whether a percent sign follows it; None for anything else.
 
-    Reads integers, decimals, `a/b` and `\frac{a}{b}`, with a unit of letters after them.
+    Reads integers, decimals, `a/b` and `\frac{a}{b}`, with a unit of letters after them, of
+    `MAX_NUMBER_CHARACTERS` at most.
 
     Example: `as_number("50\\%") == (Fraction(50), True)`, `as_number("0.5") == (1/2, False)`,
     `as_number("27 miles") == (27, False)`, `as_number("2x") is None`.
     """
+    if len(answer) > MAX_NUMBER_CHARACTERS:
+        return None
     spaced = re.sub(r"\s+", " ", TEXT_MACRO.sub(r" \1", answer)).strip()
     without_unit = re.sub(r"(?<=[\d}]) [A-Za-z][A-Za-z /.^2-3-]*$", "", _unwrap(spaced))
     text = LATEX_FRACTION.sub(r"\1/\2", normalise(without_unit))
@@ -91,12 +100,24 @@ def as_number(answer: str) -> tuple[Fraction, bool] | None:
     return Fraction(numerator) / int(denominator or 1), percent
 
 
+def is_beyond_limits(answer: str) -> bool:
+    """Return whether the answer has more than `MAX_CHARACTERS`, or `MAX_DIGITS` in a row.
+
+    Thousands separators do not end a row of digits.
+
+    Example: `is_beyond_limits("7" * 1001) is True`, `is_beyond_limits("0." + "3" * 1000) is False`.
+    """
+    return len(answer) > MAX_CHARACTERS or bool(MANY_DIGITS.search(THOUSANDS.sub("", answer)))
+
+
 def quick_match(gold: str, answer: str) -> bool | None:
     """Return the verdict where plain comparison settles it, None where algebra has to.
 
     Equal after `normalise`: right. Two numbers: right when the values are equal; a percent sign
     on one side only may be a unit or a hundredth, so 50 % matches both 50 and 0.5. Two different
-    numbers: wrong. Everything else is left open.
+    numbers: wrong. An answer of more than `MAX_CHARACTERS`, or of more than `MAX_DIGITS` in a row,
+    that is not the gold one to the letter: wrong, so that no arithmetic, here or in the worker,
+    is done on it. Everything else is left open.
 
     Example: `quick_match("1200", "$1,200.00") is True`, `quick_match("18", "19") is False`,
     `quick_match("x+1", "1+x") is None`.
@@ -105,6 +126,8 @@ def quick_match(gold: str, answer: str) -> bool | None:
         return False
     if normalise(gold) == normalise(answer):
         return True
+    if is_beyond_limits(answer):
+        return False
     left, right = as_number(gold), as_number(answer)
     if left is None or right is None:
         return None
@@ -115,9 +138,11 @@ def quick_match(gold: str, answer: str) -> bool | None:
 
 
 def _unwrap(text: str) -> str:
-    """Strip math delimiters, emphasis and boxes around the whole text, however nested."""
-    before = None
-    while text != before:
+    """Strip math delimiters, emphasis and boxes around the whole text, nested `MAX_WRAPPINGS` deep.
+
+    Each round copies the text; without the bound, ten thousand boxes would take seconds.
+    """
+    for _ in range(MAX_WRAPPINGS):
         before, text = text, text.strip().rstrip(".").strip()
         for start, end in DELIMITERS:
             inner = text[len(start) : -len(end)]
@@ -125,4 +150,6 @@ def _unwrap(text: str) -> str:
                 text = inner
         if text.startswith("\\boxed{") and text.endswith("}"):
             text = text[len("\\boxed{") : -1]
+        if text == before:
+            break
     return text

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 TIMEOUT_SECONDS = 5.0
-START_SECONDS = 120.0  # importing the algebra on a loaded machine
+# Wall-clock limits are for what uses no processor; a busy machine must not come near them.
+PATIENCE = 12.0  # times the limit of processor time
+START_SECONDS = 600.0  # importing the algebra on a loaded machine
 # By file name and with -P: the worker imports neither podsrl (hence no torch) nor its folder.
 WORKER = (sys.executable, "-P", str(Path(__file__).with_name("worker.py")))
 Job = Mapping[str, Any]
@@ -27,8 +29,10 @@ class Grader:
 
     A job is `{"grader": "math", "gold": ..., "answer": ...}` or the like (see worker.py). Workers
     start with the first job, are new interpreters (nothing is forked), and end with the program.
-    A worker that says nothing for `timeout_seconds` is killed and replaced. Works from any
-    thread. `num_failures` counts the jobs without a score since the start.
+    A worker that computes for `timeout_seconds` of processor time on one job is killed and
+    replaced, so that a busy machine grades as an idle one does; so is one that says nothing for
+    `PATIENCE` times as long by the clock. Works from any thread. `num_failures` counts the jobs
+    without a score since the start.
 
     Example: `Grader().grade([{"grader": "math", "gold": "1+x", "answer": "x+1"}]) == [1.0]`.
     """
@@ -96,7 +100,8 @@ class _Worker:
         is_new = self._process is None or self._process.poll() is not None
         if is_new:
             self._start()
-        job["kill_after_seconds"] = int(self._timeout_seconds) + 5
+        patience = PATIENCE * self._timeout_seconds
+        job |= {"processor_seconds": self._timeout_seconds, "seconds": patience + 5}
         # Two replies: one when what the job needs is imported, one with the score. Only the
         # second is the job's own time.
         if self._send(job) is None or self._wait(START_SECONDS) is None:
@@ -105,7 +110,7 @@ class _Worker:
             if is_new:
                 raise RuntimeError(f"the grading worker did not start: {words}")
             return None
-        reply = self._wait(self._timeout_seconds)
+        reply = self._wait(patience)
         if reply is None:  # hung or dead
             self.stop()
             return None
@@ -132,6 +137,7 @@ class _Worker:
             stderr=self._errors,
             text=True,
             encoding="utf-8",
+            start_new_session=True,  # Ctrl-C is for the run: a worker it ended would fail its job
         )
         self._replies: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         threading.Thread(

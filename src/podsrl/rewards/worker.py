@@ -61,21 +61,30 @@ GRADERS: dict[str, tuple[Any, Any]] = {
 def serve(graders: dict[str, tuple[Any, Any]]) -> None:
     """Answer jobs until standard input ends: "ready" when loaded, then the score or the error."""
     replies, sys.stdout = sys.stdout, sys.stderr  # a grader's print must not mix with replies
-    # The alarm ends a worker that hangs after its parent is gone. Windows has none.
-    alarm = getattr(signal, "alarm", lambda seconds: 0)
     for line in sys.stdin:
         job = json.loads(line)
         load, grade = graders[job.pop("grader")]
-        seconds = job.pop("kill_after_seconds")
+        limits = job.pop("processor_seconds"), job.pop("seconds")
         load(**job)
         print(json.dumps({"ready": True}), file=replies, flush=True)
-        alarm(seconds)
+        limit_time(*limits)
         try:
             reply = {"score": grade(**job)}
         except Exception as error:  # a failed grading is expected here; the caller counts it
             reply = {"error": f"{type(error).__name__}: {error}"}
-        alarm(0)
+        limit_time(0, 0)
         print(json.dumps(reply), file=replies, flush=True)
+
+
+def limit_time(processor_seconds: float, seconds: float) -> None:
+    """Have the kernel end this process after so much work, or so much time; 0 and 0 for never.
+
+    A handler of Python's would wait for the end of a long computation in C. The second limit ends
+    a worker that sleeps after its parent is gone. Windows has neither: the parent kills there.
+    """
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_PROF, processor_seconds)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def limit_memory() -> None:
