@@ -13,9 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from podsrl.cli.train import _expand, _resume_command, main
-from podsrl.runs.parsing import parse_settings
 from podsrl.runs.rollout_log import FILE_NAME, read_rollouts
-from podsrl.runs.settings import RunArguments
+from podsrl.runs.settings import RunArguments, parse_settings
 from podsrl.trl.config import PODSConfig
 
 ROOT = Path(__file__).resolve().parents[2]

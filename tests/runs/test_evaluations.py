@@ -14,12 +14,12 @@ from podsrl.cli.train import main
 from podsrl.evaluate import Answer, Evaluation, summarise
 from podsrl.runs.evaluations import (
     curve_figures,
-    keep_curve_until,
     marks_passed,
     mean_or_none,
     read_curve,
     untouched_random_state,
 )
+from podsrl.runs.json_lines import keep_until
 from podsrl.tasks import load_task
 
 
@@ -93,9 +93,9 @@ def test_mean_or_none() -> None:
 def test_rows_after_a_checkpoint_are_dropped(tmp_path: Path) -> None:
     rows = [{"step": step, "mark_seconds": mark} for step, mark in ((0, 0), (3, 1), (3, 2), (5, 3))]
     (tmp_path / "curve.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    keep_curve_until(tmp_path, 4)
+    keep_until(tmp_path / "curve.jsonl", 4)
     assert read_curve(tmp_path) == rows[:3]
-    keep_curve_until(tmp_path, 0)
+    keep_until(tmp_path / "curve.jsonl", 0)
     assert read_curve(tmp_path) == [] and not (tmp_path / "curve.jsonl").exists()
 
 

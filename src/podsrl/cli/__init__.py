@@ -1,4 +1,4 @@
-"""The podsrl command: one file per verb; each file has ADD_HELP and run(argv)."""
+"""The podsrl command: one file per verb, each with a main(argv) that returns the exit status."""
 
 import importlib
 import sys

@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from podsrl.cli.parser import VerbParser, errors_in_one_line
+
 if TYPE_CHECKING:
     from podsrl.compare.comparison import Comparison, PlannedRun
 
@@ -35,21 +37,18 @@ also on other hosts that share the folder: each run is taken by one of them.
 docs/compare.md has the rest."""
 
 
-def main(argv: list[str]) -> int:
+@errors_in_one_line("compare")
+def main(argv: list[str] | None) -> int:
     """Run what is left; 0 when all is done, 1 with failed runs, 2 bad input, 130 for Ctrl-C."""
     options = _parser().parse_args(argv)
     from podsrl.cli.train import quieten
     from podsrl.compare.comparison import load_comparison, write_comparison
 
     quieten()
-    try:
-        comparison = load_comparison(Path(options.file))
-        runs = comparison.runs(options.arms, options.seeds)
-        if not options.dry_run:
-            write_comparison(comparison)
-    except (ValueError, OSError) as error:
-        print(f"podsrl compare: {error}", file=sys.stderr)
-        return 2
+    comparison = load_comparison(Path(options.file))
+    runs = comparison.runs(options.arms, options.seeds)
+    if not options.dry_run:
+        write_comparison(comparison)
     from rich.console import Console
 
     console = Console(highlight=False)
@@ -68,12 +67,7 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="podsrl compare",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = VerbParser("compare", description=DESCRIPTION, epilog=EXAMPLES)
     add = parser.add_argument
     add("file", metavar="FILE.yaml", help="the comparison")
     add("--arms", type=_names, metavar="A,B", help="only these arms")

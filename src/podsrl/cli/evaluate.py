@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from podsrl.cli.parser import VerbParser, errors_in_one_line
 from podsrl.models import DEFAULT_MODEL, DTYPES, load_model, load_tokenizer, resolve_model
 from podsrl.tasks import TASKS, Task, load_task
 
@@ -37,15 +38,12 @@ LABELS = {
 }
 
 
-def main(argv: list[str]) -> int:
+@errors_in_one_line("evaluate")
+def main(argv: list[str] | None) -> int:
     """Evaluate, print the table, write the files; 2 with one line on a mistake in the options."""
     options = build_parser().parse_args(argv)
-    try:
-        task, output = check(options)
-        evaluation = _run(options, task)
-    except ValueError as error:
-        print(f"podsrl evaluate: {error}", file=sys.stderr)
-        return 2
+    task, output = check(options)
+    evaluation = _run(options, task)
     evaluation.save(output)
     _print_table(evaluation, output)
     return 0
@@ -53,12 +51,7 @@ def main(argv: list[str]) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the verb."""
-    parser = argparse.ArgumentParser(
-        prog="podsrl evaluate",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = VerbParser("evaluate", description=DESCRIPTION, epilog=EXAMPLES)
     add = parser.add_argument
     add("--task", default="arithmetic", help="what to answer (default: %(default)s)")
     add("--model", default=DEFAULT_MODEL, help="hub id, folder, or %(default)s (the default)")

@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from podsrl.cli.parser import VerbParser, errors_in_one_line
+
 if TYPE_CHECKING:
     import torch
     from rich.console import Console
@@ -26,7 +28,8 @@ them is kept but the times. plan/plan.json holds points, fit and proposal, plan/
 recipe to train with. docs/plan.md says how the proposal is made."""
 
 
-def main(argv: list[str]) -> int:
+@errors_in_one_line("plan")
+def main(argv: list[str] | None) -> int:
     """Measure, propose, write; 0 done, 2 bad input, 130 stopped by Ctrl-C."""
     options = _parser().parse_args(argv)
     from rich.console import Console
@@ -42,21 +45,13 @@ def main(argv: list[str]) -> int:
                 f"{options.output} holds a plan: choose another --output, or pass --overwrite"
             )
         return _plan(recipe, plan, device, options, console)
-    except (ValueError, OSError) as error:
-        print(f"podsrl plan: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         console.print("stopped; nothing was written")
         return 130
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="podsrl plan",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = VerbParser("plan", description=DESCRIPTION, epilog=EXAMPLES)
     parser.add_argument("recipe", metavar="RECIPE.yaml", help="what you would train")
     parser.add_argument("--output", default="plan", help="folder to write (default: plan)")
     parser.add_argument("--overwrite", action="store_true", help="replace the plan in --output")
@@ -80,7 +75,7 @@ def _read(path: Path) -> tuple[dict[str, Any], "Layout", "torch.device"]:
     import yaml
 
     from podsrl.plan.measure import layout
-    from podsrl.runs.parsing import parse_settings
+    from podsrl.runs.settings import parse_settings
     from podsrl.runs.training import check_options, load_questions
 
     if not path.is_file():

@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from podsrl.cli.parser import VerbParser, errors_in_one_line
+
 DESCRIPTION = """Compare training arms at equal training time: one page with figures and intervals.
 
 A PATH is a folder that podsrl compare wrote, a run folder of podsrl train (several are put
@@ -18,18 +20,15 @@ The output folder receives report.html (one file, no network), summary.json (eve
 figures/ (SVG and PNG). docs/report.md defines each number."""
 
 
-def main(argv: list[str]) -> int:
+@errors_in_one_line("report")
+def main(argv: list[str] | None) -> int:
     """Write the report and print what follows; 2 with one line on a mistake in the options."""
     options = build_parser().parse_args(argv)
     from podsrl.report.write import write_report
 
     paths = [Path(path) for path in options.paths]
     output = Path(options.output) if options.output else _beside(paths[0])
-    try:
-        result = write_report(paths, output, baseline=options.baseline)
-    except ValueError as error:
-        print(f"podsrl report: {error}", file=sys.stderr)
-        return 2
+    result = write_report(paths, output, baseline=options.baseline)
     for comparison in result["comparisons"]:
         print(comparison["title"])
         for text in comparison["findings"] + comparison["notes"]:
@@ -40,12 +39,7 @@ def main(argv: list[str]) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the verb."""
-    parser = argparse.ArgumentParser(
-        prog="podsrl report",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = VerbParser("report", description=DESCRIPTION, epilog=EXAMPLES)
     add = parser.add_argument
     add("paths", metavar="PATH", nargs="+", help="comparison folder, run folder, or CSV of curves")
     add("--baseline", metavar="ARM", help="arm to compare with (default: n = m, the smallest n)")

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from podsrl.cli.parser import VerbParser, errors_in_one_line
 from podsrl.core.select import NEEDS_LENGTHS, RULES, select
 
 DESCRIPTION = """\
@@ -36,21 +37,18 @@ examples:
   podsrl select rewards.json --keep 16 --json > kept.json"""
 
 
+@errors_in_one_line("select")
 def main(argv: list[str] | None) -> int:
     """Print what each rule keeps; return 0, or 2 when the input cannot be used."""
     args = _parser().parse_args(argv)
-    try:
-        text = _read(args.file)
-        groups, lengths = read_rewards(text), read_lengths(text)
-        rules = args.rule or [name for name in RULES if lengths or name not in NEEDS_LENGTHS]
-        results = [
-            describe(group, values, args.keep, rule, args.seed, lengths=own_lengths)
-            for group, (values, own_lengths) in enumerate(_with_lengths(groups, lengths))
-            for rule in rules
-        ]
-    except (OSError, ValueError) as error:
-        print(f"podsrl select: {error}", file=sys.stderr)
-        return 2
+    text = _read(args.file)
+    groups, lengths = read_rewards(text), read_lengths(text)
+    rules = args.rule or [name for name in RULES if lengths or name not in NEEDS_LENGTHS]
+    results = [
+        describe(group, values, args.keep, rule, args.seed, lengths=own_lengths)
+        for group, (values, own_lengths) in enumerate(_with_lengths(groups, lengths))
+        for rule in rules
+    ]
     if args.json:
         print(json.dumps({"keep": args.keep, "seed": args.seed, "groups": results}, indent=2))
     else:
@@ -197,12 +195,7 @@ def _print_tables(results: list[dict[str, Any]], keep: int) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="podsrl select",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = VerbParser("select", description=DESCRIPTION, epilog=EXAMPLES)
     parser.add_argument("file", metavar="FILE", help="rewards, JSON or CSV; - is standard input")
     parser.add_argument("--keep", type=int, required=True, metavar="M", help="rollouts to keep")
     parser.add_argument(

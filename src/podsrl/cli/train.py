@@ -1,7 +1,10 @@
 """podsrl train: a recipe and flags -> a run folder."""
 
 import sys
+import traceback
 from pathlib import Path
+
+from podsrl.cli.parser import errors_in_one_line, spelled_as_known
 
 USAGE = """podsrl train: train a language model with PODS
 
@@ -9,22 +12,52 @@ usage: podsrl train [RECIPE.yaml] [--flag value ...]
 
 A recipe is a YAML file of flags; flags on the command line win over it. Besides the flags below,
 every field of TRL's GRPOConfig and ModelConfig is one: --learning_rate, --beta, --use_vllm,
---use_peft, --lora_r ... (podsrl train --help all lists them).
+--use_peft, --lora_r ... (podsrl train --help all lists them, and says more of each).
 
-  --task NAME             arithmetic (default), gsm8k, math, reasoning_gym:<name>, jsonl:<path>
+what is learned
+  --task NAME             arithmetic (default), gsm8k, math, amc23, reasoning_gym:<name>,
+                          jsonl:<path>
+  --task_arguments JSON   options of the task, such as '{"num_test": 512}'
   --data PATH             the task's data from local files instead of the hub
+  --train_limit K         use only this many training questions
   --model NAME            smollm2-135m (packaged, default), a local folder, or a hub id
+
+what is sampled and kept
   --num_rollouts N        n: rollouts sampled per prompt (default 4 x num_generations)
   --num_generations M     m: rollouts kept per prompt for the update
+  --num_generations_start K, --num_generations_steps S   m grows from K within S steps
   --selection_rule RULE   max_variance (default), max_reward, random, percentile,
                           max_abs_advantage, shortest, reward_per_token
+  --budget HOW            per_prompt (default: m of each) or pooled: the step's kept rollouts go
+                          where they add most variance, --budget_floor to --budget_cap a prompt
+  --refill_constant_groups R   sample other prompts, in up to R rounds, where rewards are equal
+  --early_stop true       stop sampling a group when no unfinished rollout could be kept for its
+                          variance; rewards lie in --reward_bounds (default: the task's)
+  --fast_sampling, --packed_update   true or false: read each prompt once for all its rollouts,
+                          when sampling and when updating (default: where it is supported)
+
+what is minimised
   --advantage NAME        grpo (default), dr_grpo, rloo, krpo
   --advantage_from WHAT   kept (default) or all: the rewards that advantages compare with
-  --output_dir FOLDER     the run folder; a number is added if it holds a run already
+  --advantage_weights W   none (default) or stratified: weigh the kept so that they stand for all
+  --krpo_process_variance, --krpo_observation_variance, --krpo_order, --krpo_innovation
+  --objective NAME        grpo (default: TRL's loss), sapg, agro, vargrad, rebel, qrpo, astar_po,
+                          and on pairs dpo, tdpo1, tdpo2, bmc, rbrm, sdpo, veripo
+  --beta B                strength of the pull to the reference policy
+  --rebel_eta, --value_beta, --num_reference_rollouts, --pair_mode, --tdpo_alpha, --bmc_delta,
+  --rbrm_alpha, --sdpo_first_turn, --sdpo_num_turns, --veripo_policy_steps, --veripo_pair_steps,
+  --veripo_drop_solved    of single objectives: docs/methods.md
+
+when it ends, and what is measured and written
   --max_steps STEPS       optimizer steps
   --training_seconds S    stop after S seconds of training (not evaluating, saving, loading)
   --evaluate_every_seconds S   evaluate whenever S more seconds were trained, into curve.jsonl
   --evaluate_limit K      held-out questions of the evaluation before and after (default 256)
+  --evaluate_samples K    sampled answers per held-out question, besides the greedy (default 0)
+  --output_dir FOLDER     the run folder; a number is added if it holds a run already
+  --log_rollouts HOW      every rollout into rollouts.jsonl.gz: auto (default: up to 64 MiB),
+                          true (without limit), false
+  --save_model false      leave the trained model out of the run folder
   --resume                go on from the last checkpoint in --output_dir
 
 Batch sizes count kept rollouts: a step trains on per_device_train_batch_size x
@@ -35,12 +68,13 @@ Ctrl-C finishes the step, saves a checkpoint and says how to go on.
 examples
   podsrl train recipes/arithmetic-smollm2.yaml
   podsrl train recipes/arithmetic-smollm2.yaml --selection_rule random --output_dir runs/random
-  accelerate launch -m podsrl.cli.train recipes/gsm8k-qwen2.5-3b-8xh100.yaml"""
+  accelerate launch -m podsrl.cli.train recipes/paper-d-gsm8k-qwen2.5-3b-8xh100.yaml"""
 
 
+@errors_in_one_line("train")
 def main(argv: list[str] | None = None) -> int:
     """Train as the recipe and the flags say; 0 done, 2 bad input, 130 stopped by Ctrl-C."""
-    argv = sys.argv[1:] if argv is None else argv
+    argv = spelled_as_known(sys.argv[1:] if argv is None else argv, ("--output_dir", "--resume"))
     if argv in (["-h"], ["--help"]):
         print(USAGE)
         return 0
@@ -48,11 +82,7 @@ def main(argv: list[str] | None = None) -> int:
 
     console = Console()
     quieten()
-    try:
-        run = _prepare(argv, console)
-    except (ValueError, OSError) as error:
-        print(f"podsrl train: {error}", file=sys.stderr)
-        return 2
+    run = _prepare(argv, console)
     from accelerate import PartialState
 
     from podsrl.runs.training import describe, run_training
@@ -64,6 +94,9 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.print("stopped at once; checkpoints written before are kept")
         return 130
+    except (ValueError, OSError):  # no mistake in the input, but a reward function, a full disk
+        traceback.print_exc()
+        return 1
     if result is None:
         console.print(f"stopped. To go on: {_resume_command(argv, run.folder)}", soft_wrap=True)
         return 130
@@ -81,7 +114,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _prepare(argv: list[str], console):  # type: ignore[no-untyped-def]
-    from podsrl.runs.parsing import SettingsParser
+    from podsrl.runs.settings import SettingsParser
     from podsrl.runs.training import prepare_run
 
     arguments, config, model_config = SettingsParser().parse_args_and_config(_expand(argv))

@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from podsrl.cli.parser import VerbParser, errors_in_one_line
+
 DESCRIPTION = """\
 Write one HTML page of a run's rollouts: per step and prompt all n of them, with rewards, length,
 kept or dropped and why, advantage; with search and filters.  It opens in any browser, offline.
@@ -18,6 +20,7 @@ examples:
 keys on the page: left and right arrow go from prompt to prompt, / goes to the search."""
 
 
+@errors_in_one_line("view")
 def main(argv: list[str] | None = None) -> int:
     """Write the page; 2 with one line on a mistake in the options."""
     options = _parser().parse_args(argv)
@@ -25,13 +28,9 @@ def main(argv: list[str] | None = None) -> int:
 
     run = Path(options.run)
     output = Path(options.output) if options.output else _default_output(run)
-    try:
-        page = view_page(run, steps=_steps(options.steps), limit=options.limit)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(page, encoding="utf-8")
-    except (OSError, ValueError) as error:
-        print(f"podsrl view: {error}", file=sys.stderr)
-        return 2
+    page = view_page(run, steps=_steps(options.steps), limit=options.limit)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(page, encoding="utf-8")
     print(f"{output}  ({output.stat().st_size / 2**20:.1f} MiB)")
     return 0
 
@@ -56,12 +55,7 @@ def _steps(text: str) -> tuple[int | None, int | None]:
 def _parser() -> argparse.ArgumentParser:
     from podsrl.view.page import DEFAULT_LIMIT
 
-    parser = argparse.ArgumentParser(
-        prog="podsrl view",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = VerbParser("view", description=DESCRIPTION, epilog=EXAMPLES)
     parser.add_argument("run", metavar="RUN_FOLDER", help="run folder, or its rollouts.jsonl.gz")
     parser.add_argument("--output", metavar="FILE", help="default: view.html in the run folder")
     parser.add_argument(

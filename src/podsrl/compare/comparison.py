@@ -16,7 +16,7 @@ from podsrl.compare.presets import (
     check_settings,
 )
 from podsrl.runs.folder import device_name, read_json, versions, write_json
-from podsrl.runs.parsing import parse_settings
+from podsrl.runs.settings import parse_settings
 from podsrl.runs.training import check_options, load_questions
 
 FIELDS = (

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from podsrl.runs.parsing import setting_names
+from podsrl.runs.settings import setting_names
 from podsrl.trl.config import DEFAULT_ROLLOUTS_PER_KEPT, PODSConfig
 
 Settings = dict[str, Any]

@@ -12,9 +12,8 @@ from rich.table import Table
 
 from podsrl.compare.comparison import Comparison, PlannedRun
 from podsrl.compare.queue import Worker, state_of
+from podsrl.runs.callbacks import STOP_SIGNALS
 from podsrl.runs.evaluations import read_curve
-
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def work_on(

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from podsrl.plan.fit import Point
 from podsrl.runs.folder import read_metrics
-from podsrl.runs.parsing import parse_settings
+from podsrl.runs.settings import parse_settings
 from podsrl.runs.training import prepare_run, run_training
 from podsrl.sampling.memory import free_bytes
 from podsrl.trl.clock import peak_memory_gib, reset_peak_memory

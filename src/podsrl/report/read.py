@@ -11,6 +11,7 @@ from podsrl.phases import PHASES
 from podsrl.report.curves import MEASURES, Arm, ComparisonCurves, Point, Run
 from podsrl.report.read_csv import read_csv
 from podsrl.runs.folder import phase_seconds, read_json, read_metrics
+from podsrl.runs.json_lines import read_lines
 
 ABOUT = (
     "task",
@@ -128,10 +129,6 @@ def _reason(failure: dict[str, Any]) -> str:
 
 
 def _curve_points(folder: Path) -> list[Point]:
-    path = folder / "curve.jsonl"
-    if not path.is_file():
-        return []
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     points: list[Point] = [
         {
             "seconds": row["training_seconds"],
@@ -139,7 +136,7 @@ def _curve_points(folder: Path) -> list[Point]:
             "step": row["step"],
             **{measure: row.get(measure) for measure in MEASURES},
         }
-        for row in rows
+        for row in read_lines(folder / "curve.jsonl")
     ]
     return sorted(points, key=lambda point: point["seconds"] or 0.0)
 

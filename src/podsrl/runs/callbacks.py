@@ -1,6 +1,5 @@
 """Trainer callbacks of a run: metrics on disk, progress on screen, a stop that saves."""
 
-import json
 import os
 import signal
 import time
@@ -15,8 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from podsrl.runs.folder import keep_metrics_until
 from podsrl.runs.clock import TrainingClock
+from podsrl.runs.folder import METRICS
+from podsrl.runs.json_lines import append_lines, keep_until
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 WORKER = "PODSRL_WORKER"
@@ -33,7 +33,7 @@ class MetricsFile(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         if state.is_world_process_zero:
-            keep_metrics_until(self.folder, state.global_step)
+            keep_until(self.folder / METRICS, state.global_step)
 
     def on_log(
         self,
@@ -45,8 +45,7 @@ class MetricsFile(TrainerCallback):
     ) -> None:
         if not logs or "loss" not in logs or not state.is_world_process_zero:
             return
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+        append_lines(self.folder / METRICS, [{"step": state.global_step, **logs}])
 
 
 class StepProgress(TrainerCallback):

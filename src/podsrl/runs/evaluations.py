@@ -12,7 +12,6 @@ reward, kept_reward                mean over all n and over the kept m, of the s
 wall_seconds       since the run began to load, everything included
 """
 
-import json
 import math
 import random
 from collections.abc import Iterator
@@ -27,8 +26,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from podsrl.evaluate import Evaluation, evaluate
-from podsrl.runs.settings import RunArguments
 from podsrl.runs.clock import TrainingClock
+from podsrl.runs.json_lines import append_lines, keep_until, read_lines
+from podsrl.runs.settings import RunArguments
 from podsrl.tasks import Task
 
 CURVE = "curve.jsonl"
@@ -101,7 +101,7 @@ class EvaluationCurve(TrainerCallback, ExportableState):
             self.last_seconds = self.clock.seconds["training"]
             self.rewards = saved["attributes"]["rewards"]
         if PartialState().is_main_process:
-            keep_curve_until(self.folder, state.global_step)
+            keep_until(self.folder / CURVE, state.global_step)
         if not state.global_step:
             self._measure(state, [0.0], "before")
 
@@ -134,10 +134,9 @@ class EvaluationCurve(TrainerCallback, ExportableState):
             if PartialState().is_main_process:
                 evaluation = self._evaluate(model, folder)
                 row = self._row(evaluation, state.global_step)
-                with (self.folder / CURVE).open("a", encoding="utf-8") as file:
-                    file.writelines(
-                        json.dumps({"mark_seconds": mark, **row}) + "\n" for mark in marks
-                    )
+                append_lines(
+                    self.folder / CURVE, [{"mark_seconds": mark, **row} for mark in marks]
+                )
             PartialState().wait_for_everyone()
         self.rewards = {name: [] for name in REWARDS}
 
@@ -202,17 +201,4 @@ def mean_or_none(values: list[float]) -> float | None:
 
 def read_curve(folder: Path) -> list[dict[str, Any]]:
     """The rows of curve.jsonl in order, without one that is being written; empty without file."""
-    path = folder / CURVE
-    if not path.exists():
-        return []
-    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
-    return [json.loads(line) for line in whole.splitlines()]
-
-
-def keep_curve_until(folder: Path, step: int) -> None:
-    """Drop rows after the step, which a resumed run goes through again; at 0, all of them."""
-    rows = [row for row in read_curve(folder) if step and row["step"] <= step]
-    if rows:
-        (folder / CURVE).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    else:
-        (folder / CURVE).unlink(missing_ok=True)
+    return list(read_lines(folder / CURVE))

@@ -11,12 +11,16 @@ model/           the trained model in safetensors
 """
 
 import json
+import os
 import platform
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from podsrl.runs.json_lines import read_lines
+
+METRICS = "metrics.jsonl"
 PACKAGES = ("podsrl", "torch", "transformers", "trl", "accelerate", "peft", "datasets")
 
 
@@ -51,7 +55,9 @@ def device_name(device: Any) -> str:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON that people can read; values JSON lacks are written as text."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+    aside = path.with_name(path.name + ".part")  # a killed run leaves the old file or the new one
+    aside.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+    os.replace(aside, path)
 
 
 def read_json(path: Path) -> Any:
@@ -78,20 +84,7 @@ def _is_plain(value: Any) -> bool:
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The rows of metrics.jsonl, in order of steps; empty before the first step."""
-    path = folder / "metrics.jsonl"
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def keep_metrics_until(folder: Path, step: int) -> None:
-    """Drop rows after the step: a resumed run goes through those steps again."""
-    rows = [row for row in read_metrics(folder) if row["step"] <= step]
-    if rows:
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (folder / "metrics.jsonl").write_text(text, encoding="utf-8")
-    else:
-        (folder / "metrics.jsonl").unlink(missing_ok=True)
+    return list(read_lines(folder / METRICS))
 
 
 def phase_seconds(rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -4,16 +4,15 @@ The first line describes the run; every other line is one prompt of one step, wi
 per sampled rollout. docs/view.md defines each key; `podsrl view` shows the file as a page.
 """
 
-import gzip
-import json
 import logging
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from podsrl.core.selection import Selection
+from podsrl.runs.json_lines import append_lines, read_lines, rewrite_lines
 
 FILE_NAME = "rollouts.jsonl.gz"
 FORMAT = "podsrl-rollouts-1"
@@ -123,14 +122,9 @@ class RolloutLog:
             for i, group in enumerate(groups)
         ]
         self._num_prompts += len(records)
-        data = _compressed(records)
-        if self.limit_mib is not None:
-            size = self.path.stat().st_size + len(data)
-            if size > self.limit_mib * 2**20:
-                self._stop(step)
-                return
-        with self.path.open("ab") as file:
-            file.write(data)
+        limit_bytes = None if self.limit_mib is None else self.limit_mib * 2**20
+        if not append_lines(self.path, records, limit_bytes=limit_bytes):
+            self._stop(step)
 
     def write_batch(
         self,
@@ -153,20 +147,19 @@ class RolloutLog:
         """Make the file, or cut it back to the steps before this one."""
         self._step = step
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        records = read_rollouts(self.path)[1] if self.path.exists() else iter(())
-        unfinished = self.path.with_name(self.path.name + ".part")
-        with gzip.open(unfinished, "wt", compresslevel=1, encoding="ascii") as file:
-            file.write(_line({"format": FORMAT, **self.header}))
-            for record in records:
-                if record["step"] < step:
-                    file.write(_line(record))
-                    self.stopped = self.stopped or "stopped" in record
-        os.replace(unfinished, self.path)
+        rewrite_lines(self.path, self._header_and_records_before(step))
+
+    def _header_and_records_before(self, step: int) -> Iterator[Mapping[str, Any]]:
+        yield {"format": FORMAT, **self.header}
+        # The first line is the old header. Where not even that is whole there is nothing to keep.
+        for record in islice(read_lines(self.path), 1, None):
+            if record["step"] < step:
+                self.stopped = self.stopped or "stopped" in record
+                yield record
 
     def _stop(self, step: int) -> None:
         self.stopped = True
-        with self.path.open("ab") as file:
-            file.write(_compressed([{"step": step, "stopped": f"at {self.limit_mib:g} MiB"}]))
+        append_lines(self.path, [{"step": step, "stopped": f"at {self.limit_mib:g} MiB"}])
         logger.warning(
             "%s has reached its limit of %g MiB: rollouts from step %d on are not logged. "
             "log_rollouts: true logs without a limit.",
@@ -260,24 +253,11 @@ def read_rollouts(path: Path) -> tuple[dict[str, Any], Iterator[dict[str, Any]]]
 
     Raises: ValueError for a file that is no rollout log of this version.
     """
-    lines = _lines(path)
-    first = next(lines, None)
-    header = json.loads(first) if first else {}
+    records = read_lines(path)
+    header = next(records, None)
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise ValueError(f"{path} is no rollout log: its first line does not say {FORMAT!r}")
-    return header, (json.loads(line) for line in lines)
-
-
-def _lines(path: Path) -> Iterator[str]:
-    with gzip.open(path, "rt", encoding="ascii") as file:
-        while True:
-            try:
-                line = file.readline()
-            except EOFError:  # gzip's word for a member that ends too soon
-                return
-            if not line.endswith("\n"):
-                return
-            yield line
+    return header, records
 
 
 def _question(prompt: Any) -> str | None:
@@ -302,12 +282,3 @@ def _text(completion: Any) -> str | None:
 def _number(value: float | None) -> float | None:
     """Six significant digits, about what a float32 holds; null for what is no number."""
     return float(f"{value:.6g}") if value is not None and math.isfinite(value) else None
-
-
-def _line(record: Mapping[str, Any]) -> str:
-    return json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n"
-
-
-def _compressed(records: Sequence[Mapping[str, Any]]) -> bytes:
-    """Lines as one gzip member; level 1 is several times faster than 6 for a fifth more bytes."""
-    return gzip.compress("".join(map(_line, records)).encode("ascii"), compresslevel=1, mtime=0)

@@ -1,11 +1,16 @@
-"""What a run is told besides PODSConfig and the model's own options."""
+"""What a run is told: its own settings, and the parser of all, from flags or a mapping."""
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from podsrl.runs.rollout_log import DEFAULT_LIMIT_MIB, MODES
+import torch
+from trl import ModelConfig, TrlParser
+
 from podsrl.models import DEFAULT_MODEL
+from podsrl.runs.rollout_log import DEFAULT_LIMIT_MIB, MODES
+from podsrl.trl.config import PODSConfig
 
 # The others shape the learning rate by max_steps, which a run that ends by the clock never reaches.
 STEADY_SCHEDULERS = ("constant", "constant_with_warmup")
@@ -126,3 +131,58 @@ def check_clock(arguments: Any, config: Any) -> None:
         )
     if config.max_steps <= 0:
         config.max_steps = UNREACHED_MAX_STEPS
+
+
+OWNERS = (RunArguments, PODSConfig, ModelConfig)
+
+
+class SettingsParser(TrlParser):
+    """TRL's parser over our fields and theirs, with our defaults and errors of one line."""
+
+    def __init__(self, prog: str = "podsrl train") -> None:
+        super().__init__(OWNERS, prog=prog)
+        self.set_defaults(**default_settings())
+
+    def error(self, message: str) -> None:
+        raise ValueError(message)
+
+
+def default_settings() -> dict[str, Any]:
+    """Defaults that differ from TRL's: what a run on this machine should look like."""
+    return {
+        "output_dir": "runs/run",
+        "logging_steps": 1,
+        "report_to": "none",
+        "save_strategy": "no",
+        "bf16": _has_fast_bfloat16(),
+        # Without this transformers refuses bfloat16 on a CPU, also where the CPU is good at it.
+        "use_cpu": not torch.accelerator.is_available(),
+    }
+
+
+def setting_names() -> set[str]:
+    """Every name that a recipe may set."""
+    return {field.name for owner in OWNERS for field in fields(owner) if field.init}
+
+
+def parse_settings(settings: Mapping[str, Any]) -> tuple[RunArguments, PODSConfig, ModelConfig]:
+    """Return what `podsrl train` makes of a recipe with these settings.
+
+    Raises `ValueError` as it does, among others for an unknown name and for n < m.
+
+    Example: `parse_settings({"num_generations": 4})[1].num_rollouts == 16`.
+    """
+    parser = SettingsParser()
+    unknown = set(settings) - setting_names()
+    if unknown:
+        raise ValueError(f"unknown settings: {', '.join(sorted(unknown))}")
+    parser.set_defaults_with_config(**settings)
+    arguments, config, model_config = parser.parse_args_into_dataclasses(args=[])
+    return arguments, config, model_config
+
+
+def _has_fast_bfloat16() -> bool:
+    """TRL trains in bfloat16 by default, which CPUs without instructions for it only emulate."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

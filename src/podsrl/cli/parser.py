@@ -1,0 +1,66 @@
+"""What all verbs have in common: how flags are spelled, and how an error is told."""
+
+import argparse
+import functools
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+Main = Callable[..., int]
+
+
+class VerbParser(argparse.ArgumentParser):
+    """A parser that takes --dry-run and --dry_run alike, whichever it was given to know."""
+
+    def __init__(self, verb: str, *, description: str, epilog: str) -> None:
+        super().__init__(
+            prog=f"podsrl {verb}",
+            description=description,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
+        """As argparse does, after every flag has got the spelling that the parser knows."""
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args(
+            spelled_as_known(words, self._option_string_actions), namespace
+        )
+
+
+def spelled_as_known(words: Iterable[str], flags: Iterable[str]) -> list[str]:
+    """The words, with each known flag in its own spelling of hyphens and underscores.
+
+    Example: `spelled_as_known(["--dry-run", "a-b"], ["--dry_run"]) == ["--dry_run", "a-b"]`.
+    """
+    known = {flag.replace("-", "_"): flag for flag in flags}
+    spelled = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name.startswith("--") and name not in flags:
+            name = known.get(name.replace("-", "_"), name)
+        spelled.append(name + equals + value)
+    return spelled
+
+
+def errors_in_one_line(verb: str) -> Callable[[Main], Main]:
+    """Let a verb's main say `podsrl VERB: what is wrong` and return 2 for ValueError and OSError.
+
+    They are what a mistake in the input, or a file that cannot be used, raises. Everything else is
+    a defect and keeps its traceback.
+    """
+
+    def wrap(main: Main) -> Main:
+        @functools.wraps(main)
+        def guarded(argv: list[str] | None = None) -> int:
+            try:
+                return main(sys.argv[1:] if argv is None else argv)
+            except (ValueError, OSError) as error:
+                print(f"podsrl {verb}: {' '.join(str(error).split())}", file=sys.stderr)
+                return 2
+
+        return guarded
+
+    return wrap
