@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.sample_rollouts import HEADER, batch, write_log
 
+from helpers.sample_rollouts import HEADER, batch, write_log
 from podsrl import select
+from podsrl.core.selection import Selection
 from podsrl.runs.rollout_log import (
     FILE_NAME,
     RolloutLog,
@@ -19,7 +20,6 @@ from podsrl.runs.rollout_log import (
     read_rollouts,
     why,
 )
-from podsrl.core.selection import Selection
 
 NAN = math.nan
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from transformers import TrainerControl, TrainerState
 
-from podsrl.runs.settings import ClockArguments, check_clock
 from podsrl.runs.clock import TrainingClock
+from podsrl.runs.settings import ClockArguments, check_clock
 
 
 class FakeTrainer:

@@ -134,9 +134,7 @@ class EvaluationCurve(TrainerCallback, ExportableState):
             if PartialState().is_main_process:
                 evaluation = self._evaluate(model, folder)
                 row = self._row(evaluation, state.global_step)
-                append_lines(
-                    self.folder / CURVE, [{"mark_seconds": mark, **row} for mark in marks]
-                )
+                append_lines(self.folder / CURVE, [{"mark_seconds": mark, **row} for mark in marks])
             PartialState().wait_for_everyone()
         self.rewards = {name: [] for name in REWARDS}
 

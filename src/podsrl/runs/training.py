@@ -12,13 +12,12 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
-from podsrl.trl.config import PODSConfig
 from podsrl.evaluate import Evaluation, evaluate
-from podsrl.runs.settings import RunArguments, check_clock
+from podsrl.models import load_model, load_tokenizer, resolve_model
+from podsrl.progress import progress_bar
 from podsrl.runs.callbacks import MetricsFile, StepProgress, StopAndSave
+from podsrl.runs.clock import TrainingClock
 from podsrl.runs.evaluations import EvaluationCurve
-from podsrl.runs.plot import plot_curve
-from podsrl.runs.rollout_log import attach_log
 from podsrl.runs.folder import (
     device_name,
     free_folder,
@@ -29,10 +28,11 @@ from podsrl.runs.folder import (
     versions,
     write_json,
 )
-from podsrl.runs.clock import TrainingClock
-from podsrl.models import load_model, load_tokenizer, resolve_model
-from podsrl.progress import progress_bar
+from podsrl.runs.plot import plot_curve
+from podsrl.runs.rollout_log import attach_log
+from podsrl.runs.settings import RunArguments, check_clock
 from podsrl.tasks import Task, load_task
+from podsrl.trl.config import PODSConfig
 from podsrl.trl.trainer import PODSTrainer
 
 
