@@ -1,7 +1,8 @@
 """AMC 2023: 40 problems of the American Mathematics Competitions, for testing only."""
 
 from podsrl.tasks.base import Row, Task, make_row, make_task
-from podsrl.tasks.sources import field, hub_records, local_records
+from podsrl.tasks.record import answer_field, text_field
+from podsrl.tasks.sources import hub_records, local_records
 
 REPOSITORY = "math-ai/amc23"
 
@@ -27,8 +28,8 @@ def amc23(
         )
         return [
             make_row(
-                field(record, "question", "problem"),
-                str(field(record, "answer")),
+                text_field(record, "question", "problem"),
+                answer_field(record, "answer"),
                 tags=answer_format == "tags",
             )
             for record in source

@@ -1,7 +1,8 @@
 """GSM8K: grade-school mathematics in words (Cobbe et al., arXiv 2110.14168)."""
 
 from podsrl.tasks.base import Row, Task, make_row, make_task
-from podsrl.tasks.sources import Record, field, hub_records, table_rows
+from podsrl.tasks.record import Record, answer_field, checked_text, text_field
+from podsrl.tasks.sources import hub_records, table_rows
 
 REPOSITORY, CONFIG = "openai/gsm8k", "main"
 
@@ -21,8 +22,9 @@ def gsm8k(
     del seed  # the order of a published split is the trainer's business
 
     def to_row(record: Record) -> Row:
-        answer = final_answer(field(record, "answer"))
-        return make_row(field(record, "question"), answer, tags=answer_format == "tags")
+        answer = final_answer(answer_field(record, "answer"))
+        checked_text(answer, f"{record.place}: answer after ####")
+        return make_row(text_field(record, "question"), answer, tags=answer_format == "tags")
 
     def rows(split: str) -> list[Row]:
         return table_rows(split, data=data, hub=_from_hub, to_row=to_row)

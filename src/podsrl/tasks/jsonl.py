@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from podsrl.tasks.base import Row, Task, make_row, make_task
-from podsrl.tasks.sources import Record, field, table_rows
+from podsrl.tasks.record import Record, answer_field, message_field, text_field
+from podsrl.tasks.sources import local_path, table_rows
 
 
 def jsonl(
@@ -24,7 +25,7 @@ def jsonl(
     del seed  # the division into splits must not follow it
     if data is not None:
         raise ValueError(f"data is {data}, but jsonl:{path} names its file: leave data out")
-    if not path or not Path(path).expanduser().exists():
+    if not path or not local_path(path).exists():
         raise ValueError(f"jsonl:{path} names no file or folder: write jsonl:PATH")
 
     def to_row(record: Record) -> Row:
@@ -42,10 +43,10 @@ def jsonl(
 
 
 def _row(record: Record, *, tags: bool) -> Row:
-    question, answer = field(record, "prompt", "question"), str(field(record, "answer"))
-    if isinstance(question, list):
-        return {"prompt": question, "answer": answer}
-    return make_row(str(question), answer, tags=tags)
+    answer = answer_field(record, "answer")
+    if isinstance(record.get("prompt"), list):
+        return {"prompt": message_field(record, "prompt"), "answer": answer}
+    return make_row(text_field(record, "prompt", "question"), answer, tags=tags)
 
 
 def _no_hub(split: str) -> list[Record]:

@@ -1,7 +1,8 @@
 """MATH: competition mathematics (Hendrycks et al., arXiv 2103.03874), tested on MATH-500."""
 
 from podsrl.tasks.base import Row, Task, make_row, make_task
-from podsrl.tasks.sources import Record, field, hub_records, table_rows
+from podsrl.tasks.record import Record, answer_field, text_field
+from podsrl.tasks.sources import hub_records, table_rows
 
 TRAIN_REPOSITORY = "DigitalLearningGmbH/MATH-lighteval"
 TEST_REPOSITORY = "HuggingFaceH4/MATH-500"
@@ -22,7 +23,7 @@ def math(
     del seed  # the order of a published split is the trainer's business
 
     def to_row(record: Record) -> Row:
-        problem = field(record, "problem", "question")
+        problem = text_field(record, "problem", "question")
         return make_row(problem, gold_answer(record), tags=answer_format == "tags")
 
     def rows(split: str) -> list[Row]:
@@ -38,8 +39,12 @@ def _from_hub(split: str) -> list[Record]:
 def gold_answer(record: Record) -> str:
     """Return the record's answer, else the last box of its solution."""
     if record.get("answer") is not None:
-        return str(record["answer"])
-    return last_box(field(record, "solution"))
+        return answer_field(record, "answer")
+    solution = text_field(record, "solution")
+    try:
+        return last_box(solution)
+    except ValueError as error:
+        raise ValueError(f"{record.place}: {error}") from error
 
 
 def last_box(solution: str) -> str:
@@ -50,7 +55,7 @@ def last_box(solution: str) -> str:
     Example: `last_box("so \\boxed{\\frac{1}{2}}.") == "\\frac{1}{2}"`.
     """
     _, box, rest = solution.rpartition("\\boxed")
-    if box and not rest.startswith("{"):  # \boxed 5
+    if box and rest.strip() and not rest.startswith("{"):  # \boxed 5
         return rest.split()[0].rstrip("$.")
     depth = 0
     for position, letter in enumerate(rest):

@@ -5,11 +5,10 @@ import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from podsrl.tasks.base import SPLITS, Row
+from podsrl.tasks.record import Record, field
 
-Record = dict[str, Any]
 SUFFIXES = (".jsonl", ".json", ".parquet")
 TEST_SHARE = 0.1
 
@@ -21,15 +20,18 @@ def local_records(data: str, split: str) -> list[Record]:
     name starts with train or test is that split alone; any other file is divided by a hash of
     its question, a tenth to test, so that the division never depends on order or seed.
 
-    Raises: ValueError naming the path and the remedy when files or the split are missing, and
-    naming file and line for broken JSON.
+    Raises: ValueError naming the path and the remedy when files, records or the split are missing,
+    and naming file and line for what is no record.
     """
-    path = Path(data).expanduser()
+    path = local_path(data)
     if path.is_dir():
         files = sorted(p for p in path.rglob(f"{split}*") if p.suffix in SUFFIXES)
         if not files:
             raise ValueError(f"{path} holds no {split}.jsonl or {split}.parquet: put one there")
-        return [record for file in files for record in read_file(file)]
+        records = [record for file in files for record in read_file(file)]
+        if not records:
+            raise ValueError(f"{', '.join(map(str, files))}: no {split} records: add some")
+        return records
     if not path.is_file():
         raise ValueError(f"data {path} does not exist: give a folder or a .jsonl or .parquet file")
     own_split = next((name for name in SPLITS if _is_file_of(name, path)), None)
@@ -46,15 +48,38 @@ def local_records(data: str, split: str) -> list[Record]:
     return records
 
 
-def read_file(path: Path) -> list[Record]:
-    """Return the records of a .jsonl or .parquet file in order."""
-    if path.suffix == ".parquet":
-        from datasets import Dataset
+def local_path(name: str) -> Path:
+    """Return the path, `~` resolved, and whether or not it is there.
 
-        return list(Dataset.from_parquet(str(path)))
+    Raises: ValueError for what can be no path: an unknown home, or a name too long to look up.
+    """
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"data {name[:80]!r} is no path here ({error}): correct it") from error
+    return path
+
+
+def read_file(path: Path) -> list[Record]:
+    """Return the records of a .jsonl or .parquet file in order; blank lines are no records.
+
+    A line ends at a line feed alone: other line separators may stand inside a JSON text. A
+    byte-order mark is passed over.
+
+    Raises: ValueError naming the file and, if it is one line's fault, the line.
+    """
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path} is neither .jsonl nor .parquet: convert it")
-    lines = path.read_text(encoding="utf-8").splitlines()
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder with the name of a file: rename it")
+    try:
+        if path.suffix == ".parquet":
+            return _read_parquet(path)
+        text = _decoded(path.read_bytes(), path)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror or error})") from error
+    lines = text.split("\n")
     return [_parse(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
 
 
@@ -66,23 +91,13 @@ def hub_records(repository: str, *, split: str, config: str | None = None) -> li
     from datasets import load_dataset
 
     try:
-        return list(load_dataset(repository, config, split=split))
+        rows = load_dataset(repository, config, split=split)
     except (OSError, ConnectionError) as error:
         raise ValueError(
             f"{repository} could not be had from the hub ({type(error).__name__}): connect, or "
             "give local files with data (--data FOLDER)"
         ) from error
-
-
-def field(record: Record, *names: str) -> Any:
-    """Return the first of these fields that the record has.
-
-    Raises: ValueError naming the fields looked for and those there.
-    """
-    for name in names:
-        if record.get(name) is not None:
-            return record[name]
-    raise ValueError(f"a record has {sorted(record)}, but none of {', '.join(names)}: add one")
+    return [Record(row, f"{repository}, {split} row {i}") for i, row in enumerate(rows)]
 
 
 def table_rows(
@@ -96,6 +111,8 @@ def table_rows(
 
     Train rows whose question is a test question are left out, with a warning that counts them.
     A lone file named train* has no test questions to compare with.
+
+    Raises: ValueError when no train row is left, and as `local_records` and `to_row` do.
     """
 
     def load(name: str) -> list[Row]:
@@ -107,6 +124,11 @@ def table_rows(
         return rows
     held_out = {question(row) for row in load("test")}
     kept = [row for row in rows if question(row) not in held_out]
+    if rows and not kept:
+        raise ValueError(
+            f"all {len(rows)} train questions of {data or 'the hub'} are test questions, so none "
+            "is left to train on: take some out of the test split"
+        )
     if len(kept) < len(rows):
         warnings.warn(
             f"{len(rows) - len(kept)} train questions are test questions and were left out",
@@ -124,17 +146,45 @@ def _is_file_of(split: str, path: Path) -> bool:
     return path.name.startswith(split) and not path.expanduser().is_dir()
 
 
+def _decoded(content: bytes, path: Path) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path}, line {line}: byte 0x{content[error.start]:02x} is not UTF-8: save the file "
+            "as UTF-8"
+        ) from error
+
+
+def _read_parquet(path: Path) -> list[Record]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        rows = parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} cannot be read as parquet ({reason}): write it anew") from error
+    return [Record(row, f"{path}, row {number}") for number, row in enumerate(rows, 1)]
+
+
 def _parse(line: str, path: Path, number: int) -> Record:
+    place = f"{path}, line {number}"
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {number}: not JSON ({error.msg}): correct it") from error
+    except RecursionError as error:
+        raise ValueError(f"{place}: nested too deeply: write text") from error
+    except ValueError as error:  # also a number of over 4,300 digits, which Python does not read
+        reason = getattr(error, "msg", str(error).partition(";")[0])
+        raise ValueError(f"{place}: not JSON ({reason}): correct it") from error
     if not isinstance(record, dict):
-        raise ValueError(f"{path}, line {number}: a record must be a JSON object")
-    return record
+        kind = type(record).__name__
+        raise ValueError(f"{place}: a record must be a JSON object on one line, not a {kind}")
+    return Record(record, place)
 
 
 def _hashed_split(record: Record) -> str:
-    text = json.dumps(field(record, "prompt", "question", "problem"))
+    text = json.dumps(field(record, "prompt", "question", "problem"), default=str)
     digest = hashlib.sha256(" ".join(text.split()).encode()).digest()
     return "test" if int.from_bytes(digest[:8]) < TEST_SHARE * 2**64 else "train"
