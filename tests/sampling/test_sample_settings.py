@@ -8,6 +8,7 @@ from peft import LoraConfig, PromptTuningConfig, TaskType, get_peft_model
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
+    CompileConfig,
     FalconH1Config,
     FalconH1ForCausalLM,
     GenerationConfig,
@@ -74,6 +75,14 @@ def test_every_tested_family_is_served(family: str) -> None:
         {"forced_eos_token_id": 1},
         {"sequence_bias": {(5,): 1.0}},
         {"exponential_decay_length_penalty": (2, 1.1)},
+        {"cache_implementation": "static"},
+        {"cache_implementation": "quantized"},
+        {"cache_implementation": "hybrid"},
+        {"cache_config": {"backend": "quanto", "nbits": 4}},
+        {"compile_config": CompileConfig()},
+        {"prefill_chunk_size": 64},
+        {"remove_invalid_values": True},
+        {"use_cache": False},
         {"field_of_a_later_release": 3},
     ],
 )
@@ -92,8 +101,26 @@ def test_a_field_the_model_sets_counts_as_it_does_in_generate() -> None:
     assert can_sample(model, config_with()) == "suppress_tokens=[7] is not implemented"
 
 
+def test_a_cache_kind_the_checkpoint_names_is_no_request_but_any_other_is() -> None:
+    """Gemma's checkpoints say "hybrid" of their layers; "static" is a choice, whoever made it."""
+    model = make_model("gemma3")
+    model.generation_config.cache_implementation = "hybrid"
+    assert can_sample(model, config_with()) is None
+    reason = "cache_implementation=hybrid is not implemented"
+    assert can_sample(model, config_with(cache_implementation="hybrid")) == reason
+    model.generation_config.cache_implementation = "static"
+    assert "cache_implementation=static" in str(can_sample(model, config_with()))
+
+
 @pytest.mark.parametrize(
-    "changes", [{"num_beams": 1}, {"typical_p": 1.0}, {"min_new_tokens": 0}, {"use_cache": True}]
+    "changes",
+    [
+        {"num_beams": 1},
+        {"typical_p": 1.0},
+        {"min_new_tokens": 0},
+        {"use_cache": True},
+        {"cache_implementation": "dynamic"},
+    ],
 )
 def test_fields_that_change_nothing_are_served(changes: dict[str, Any]) -> None:
     assert can_sample(make_model(), config_with(**changes)) is None

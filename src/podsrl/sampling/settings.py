@@ -14,18 +14,23 @@ from podsrl.sampling.cache import refuse_cache
 
 ATTENTION = ("sdpa", "eager", "podsrl_sdpa")
 
-# Fields of a generation config that we implement, or that do not touch the sampled tokens.
+# Fields of a generation config that we implement, or that change nothing unless another field is
+# set that we refuse: `max_cache_len` and `disable_compile` speak of static caches, `early_stopping`
+# of beams, `low_memory` of contrastive search, the assistant's of an assistant. What `generate`
+# would return beside the tokens is thrown away by whoever calls us.
 SERVED = {
     "max_new_tokens", "max_length", "do_sample", "temperature", "top_p", "top_k", "min_p",
     "repetition_penalty", "pad_token_id", "eos_token_id", "bos_token_id", "decoder_start_token_id",
-    "use_cache", "cache_implementation", "cache_config", "max_cache_len", "disable_compile",
-    "compile_config", "prefill_chunk_size", "output_attentions", "output_hidden_states",
+    "max_cache_len", "disable_compile", "output_attentions", "output_hidden_states",
     "output_scores", "output_logits", "return_dict_in_generate", "transformers_version",
-    "low_memory", "remove_invalid_values", "renormalize_logits", "early_stopping", "length_penalty",
+    "low_memory", "renormalize_logits", "early_stopping", "length_penalty",
     "continuous_batching_config", "is_assistant", "num_assistant_tokens",
     "num_assistant_tokens_schedule", "assistant_confidence_threshold", "assistant_lookbehind",
     "target_lookbehind", "assistant_ensemble_weight", "max_matching_ngram_size",
 }  # fmt: skip
+
+# By these names checkpoints (Gemma's) say what layers they have; no user asks for anything by them.
+LAYER_KINDS = ("hybrid", "hybrid_chunked", "sliding_window")
 
 # Other fields change nothing when None, False, empty, or this value.
 NEUTRAL: dict[str, Any] = {
@@ -42,6 +47,12 @@ NEUTRAL: dict[str, Any] = {
     "min_length": 0,
     "min_new_tokens": 0,
     "guidance_scale": 1.0,
+}
+
+# How tokens are computed: what is as we do it, anyway or when nothing is said.
+OUR_WAY: dict[str, tuple[Any, ...]] = {
+    "use_cache": (None, True),
+    "cache_implementation": (None, "dynamic"),
 }
 
 
@@ -130,9 +141,14 @@ def can_sample(model: PreTrainedModel, generation_config: GenerationConfig) -> s
     """None when `sample` serves this model and config exactly, else the reason it does not.
 
     model: a transformers causal language model, or a PEFT model around one.
+    A setting that asks for another way to the same tokens (a static or quantized cache, compiled
+    steps, a prompt read in chunks, no cache) is a reason too: only `generate` follows it.
     Example: a config with `num_beams=4` gives "num_beams=4 is not implemented".
     """
-    return _refuse_model(model) or _refuse_config(effective_config(model, generation_config))
+    config = effective_config(model, generation_config)
+    if config.cache_implementation in LAYER_KINDS:
+        config.cache_implementation = generation_config.cache_implementation
+    return _refuse_model(model) or _refuse_config(config)
 
 
 def _refuse_model(model: Any) -> str | None:
@@ -161,6 +177,8 @@ def _refuse_config(config: GenerationConfig) -> str | None:
     """The first field that is set to something we do not implement, or None."""
     for name, value in config.to_dict().items():
         neutral = value in (None, False, [], {}) or value == NEUTRAL.get(name)
+        if name in OUR_WAY:
+            neutral = value in OUR_WAY[name]
         if name not in SERVED and not name.startswith("_") and not neutral:
             return f"{name}={value} is not implemented"
     return None
