@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/methods.md from the JSON files in benchmarks/.
+"""Write the tables of README.md and docs/methods.md from the files in benchmarks/.
 
 python benchmarks/readme.py           rewrite them
 python benchmarks/readme.py --check   fail if they are not what it would write
@@ -11,6 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from podsrl.phases import PHASES
+from podsrl.report.read import read_comparisons
+from podsrl.report.summary import summarise
+
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 
@@ -19,6 +23,12 @@ def read(name: str) -> dict[str, Any]:
     """The content of one benchmark's JSON."""
     content: dict[str, Any] = json.loads((BENCHMARKS / f"{name}.json").read_text())
     return content
+
+
+def summary_of(name: str, *, baseline: str | None = None) -> dict[str, Any]:
+    """What `podsrl report benchmarks/NAME` writes into summary.json."""
+    (comparison,) = read_comparisons([BENCHMARKS / name], baseline=baseline)
+    return summarise(comparison)
 
 
 def share(interval: dict[str, float]) -> str:
@@ -31,10 +41,7 @@ def run_table() -> str:
     """The default recipe's run, as `make train` wrote it."""
     result = read("arithmetic")
     seconds, before, after = result["seconds"], result["before"], result["after"]
-    phases = ", ".join(
-        f"{name} {seconds[name] / result['steps']:.1f} s"
-        for name in ("sampling", "rewards", "selection", "update")
-    )
+    phases = ", ".join(f"{name} {seconds[name] / result['steps']:.1f} s" for name in PHASES)
     rows = [
         ("held-out accuracy before", share(before["accuracy_greedy"])),
         (f"after {result['steps']} steps", share(after["accuracy_greedy"])),
@@ -65,8 +72,8 @@ def paths_table() -> str:
 
 def arms_table() -> str:
     """Arms at equal training time, and their lead over two baselines, averaged over the window."""
-    summary = read("arms/summary")["comparisons"][0]
-    leads = [read(f"arms/{name}")["comparisons"][0] for name in ("summary", "against-grpo-ga")]
+    summary = summary_of("arms")
+    leads = [summary, summary_of("arms", baseline="grpo-ga")]
     rows = []
     for name, arm in summary["arms"].items():
         against = [lead["against_baseline"].get(name) for lead in leads]
@@ -85,7 +92,7 @@ def arms_table() -> str:
 
 def methods_table() -> str:
     """Every method at equal training time on two seeds."""
-    summary = read("objectives/summary")["comparisons"][0]
+    summary = summary_of("objectives")
     rows = []
     for name, arm in summary["arms"].items():
         accuracy = arm["measures"]["accuracy"]

@@ -15,19 +15,26 @@ EXAMPLES = """examples:
   podsrl report runs/my-comparison                  writes runs/my-comparison/report/report.html
   podsrl report runs/a runs/b --output report       single runs
   podsrl report curves.csv --baseline 16/16
+  podsrl report runs/my-comparison --collect results/my-comparison
 
 The output folder receives report.html (one file, no network), summary.json (every number) and
-figures/ (SVG and PNG). docs/report.md defines each number."""
+figures/ (SVG and PNG). docs/report.md defines each number.
+
+--collect keeps a comparison in two small files, comparison.json and runs.jsonl (one line a run),
+of which podsrl report makes the same report as of the runs' folders."""
 
 
 @errors_in_one_line("report")
 def main(argv: list[str] | None) -> int:
     """Write the report and print what follows; 2 with one line on a mistake in the options."""
     options = build_parser().parse_args(argv)
+    from podsrl.report.records import collect
     from podsrl.report.write import write_report
 
     paths = [Path(path) for path in options.paths]
     output = Path(options.output) if options.output else _beside(paths[0])
+    if options.collect:
+        print(f"collected in {collect(_one_of(paths), Path(options.collect))}")
     result = write_report(paths, output, baseline=options.baseline)
     for comparison in result["comparisons"]:
         print(comparison["title"])
@@ -44,7 +51,14 @@ def build_parser() -> argparse.ArgumentParser:
     add("paths", metavar="PATH", nargs="+", help="comparison folder, run folder, or CSV of curves")
     add("--baseline", metavar="ARM", help="arm to compare with (default: n = m, the smallest n)")
     add("--output", metavar="FOLDER", help="default: report/ in the folder, or beside the CSV")
+    add("--collect", metavar="FOLDER", help="also write comparison.json and runs.jsonl there")
     return parser
+
+
+def _one_of(paths: list[Path]) -> Path:
+    if len(paths) > 1:
+        raise ValueError(f"--collect takes one comparison folder, not {len(paths)} paths")
+    return paths[0]
 
 
 def _beside(path: Path) -> Path:

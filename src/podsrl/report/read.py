@@ -7,11 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from podsrl.phases import PHASES
-from podsrl.report.curves import MEASURES, Arm, ComparisonCurves, Point, Run
+from podsrl.report.curves import Arm, ComparisonCurves, Point, Run
 from podsrl.report.read_csv import read_csv
+from podsrl.report.records import (
+    Record,
+    points_of,
+    read_curve,
+    read_records,
+    rows_of,
+    seconds_of_phases,
+)
 from podsrl.runs.folder import phase_seconds, read_json, read_metrics
-from podsrl.runs.json_lines import read_lines
 
 ABOUT = (
     "task",
@@ -83,15 +89,16 @@ def _smallest_without_selection(arms: dict[str, Arm]) -> str | None:
 
 
 def read_folder(folder: Path) -> ComparisonCurves:
-    """Return the comparison in a folder that `podsrl compare` wrote, finished or not.
+    """Return the comparison in a folder that `podsrl compare` wrote or `collect`, finished or not.
 
     Runs that failed, have not begun or have not ended are told in the notes; a failed run is in
     no figure, an unfinished one only where no run of its arm has finished.
     """
     resolved = read_json(folder / "comparison.json")
+    records = read_records(folder, resolved)
     notes: list[str] = []
     arms = {
-        name: Arm(name=name, settings=settings, runs=_seeds(folder, name, resolved, notes))
+        name: Arm(name=name, settings=settings, runs=_runs(name, resolved, records, notes))
         for name, settings in resolved["arms"].items()
     }
     return ComparisonCurves(
@@ -103,55 +110,25 @@ def read_folder(folder: Path) -> ComparisonCurves:
     )
 
 
-def _seeds(folder: Path, arm: str, resolved: dict[str, Any], notes: list[str]) -> list[Run]:
+def _runs(
+    arm: str, resolved: dict[str, Any], records: dict[tuple[str, str], Record], notes: list[str]
+) -> list[Run]:
     runs = []
     for seed in resolved["seeds"]:
-        run = folder / arm / f"seed-{seed}"
-        if (run / "failed.json").is_file():
-            notes.append(f"{arm}, seed {seed}: failed ({_reason(read_json(run / 'failed.json'))}).")
+        record = records.get((arm, str(seed)), {"finished": False, "curve": {}})
+        if "failed" in record:
+            notes.append(f"{arm}, seed {seed}: failed ({record['failed']}).")
             continue
-        finished = (run / "result.json").is_file()
-        points = _curve_points(run)
+        points = points_of(rows_of(record["curve"]))
         if not points:
             notes.append(f"{arm}, seed {seed}: no evaluation yet.")
             continue
+        finished = record["finished"]
         if not finished:
             notes.append(f"{arm}, seed {seed}: not finished{LEFT_OUT}.")
-        runs.append(Run(seed=str(seed), points=points, phases=_phases(run), finished=finished))
+        phases = record["phases"]
+        runs.append(Run(seed=str(seed), points=points, phases=phases, finished=finished))
     return runs
-
-
-def _reason(failure: dict[str, Any]) -> str:
-    """Exit status and the last line that the run printed."""
-    lines = [line for line in failure.get("last_lines", ()) if line.strip()]
-    last = f": {lines[-1].strip()[:300]}" if lines else ""
-    return f"exit status {failure.get('exit_status')}{last}"
-
-
-def _curve_points(folder: Path) -> list[Point]:
-    points: list[Point] = [
-        {
-            "seconds": row["training_seconds"],
-            "mark": row.get("mark_seconds"),
-            "step": row["step"],
-            **{measure: row.get(measure) for measure in MEASURES},
-        }
-        for row in read_lines(folder / "curve.jsonl")
-    ]
-    return sorted(points, key=lambda point: point["seconds"] or 0.0)
-
-
-def _phases(folder: Path) -> dict[str, float]:
-    """Seconds per step and phase: of the metrics, or of the result where these were not kept."""
-    rows, result = read_metrics(folder), folder / "result.json"
-    if rows:
-        seconds, steps = phase_seconds(rows), rows[-1]["step"]
-    elif result.is_file():
-        found = read_json(result)
-        seconds, steps = found.get("seconds", {}), found.get("steps")
-    else:
-        return {}
-    return {key: seconds[key] / steps for key in PHASES if steps and key in seconds}
 
 
 def _shared(arms: dict[str, Arm]) -> dict[str, Any]:
@@ -211,13 +188,13 @@ def _label(settings: dict[str, Any]) -> str:
 
 def _single(folder: Path, notes: list[str]) -> Run:
     seed = str(read_json(folder / "config.json").get("seed"))
-    points = _curve_points(folder) or _before_and_after(folder)
+    points = points_of(read_curve(folder)) or _before_and_after(folder)
     finished = (folder / "result.json").is_file()
     if not points:
         notes.append(f"{folder.name}: no evaluation.")
     elif not finished:
         notes.append(f"{folder.name}: not finished{LEFT_OUT}.")
-    return Run(seed=seed, points=points, phases=_phases(folder), finished=finished)
+    return Run(seed=seed, points=points, phases=seconds_of_phases(folder), finished=finished)
 
 
 def _before_and_after(folder: Path) -> list[Point]:
