@@ -21,7 +21,7 @@ from podsrl.sampling.memory import (
     plan_chunks,
     rows_within,
 )
-from podsrl.sampling.modes import autocast, evaluation
+from podsrl.sampling.modes import autocast, evaluation, merged_adapters
 from podsrl.sampling.monitor import Monitor, Watch, length_until_end
 from podsrl.sampling.settings import SamplingSettings
 
@@ -76,14 +76,15 @@ def sample(
 ) -> SampledRollouts:
     """`num_rollouts` rollouts of each prompt, distributed as `model.generate` would sample them.
 
-    model: as `can_sample` accepts it; runs in evaluation mode, and every submodule's mode is put
-    back. prompt_ids: P distinct prompts, token ids without padding. generator: seeds the draws
-    (default: torch's own for the model's device); the same seed gives the same rollouts, on CPU
-    for any `max_rows`. max_rows: most rollouts decoded at once; default: what fits into half of
-    the free memory. autocast_dtype: run under autocast in this dtype, weights that require a
-    gradient being cast once per call instead of once per step; default: no autocast of ours.
-    monitor: hears of each rollout that ends and may stop others, which then have the tokens drawn
-    so far, at least one; the draws of the others do not depend on it.
+    model: as `can_sample` accepts it; runs in evaluation mode with its LoRA adapters merged, and
+    every submodule's mode and every weight is put back (see `modes`). prompt_ids: P distinct
+    prompts, token ids without padding. generator: seeds the draws (default: torch's own for the
+    model's device); the same seed gives the same rollouts, on CPU for any `max_rows`. max_rows:
+    most rollouts decoded at once; default: what fits into half of the free memory. autocast_dtype:
+    run under autocast in this dtype, weights that require a gradient being cast once per call
+    instead of once per step; default: no autocast of ours. monitor: hears of each rollout that
+    ends and may stop others, which then have the tokens drawn so far, at least one; the draws of
+    the others do not depend on it.
     The repetition penalty concerns the prompt's and the rollout's own tokens; `generate` also
     penalises the padding token in prompts that it pads.
 
@@ -94,10 +95,15 @@ def sample(
         raise ValueError(f"prompt_ids={prompt_ids} must be one or more prompts of 1 token or more")
     if num_rollouts < 1:
         raise ValueError(f"num_rollouts={num_rollouts} must be at least 1")
-    if max_rows is None:
-        max_rows = _rows_in_free_memory(model, max(map(len, prompt_ids)), settings)
     rows: list[tuple[list[int], list[float]]] = []
-    with evaluation(model), torch.no_grad(), autocast(model.device, autocast_dtype):
+    with (
+        evaluation(model),
+        torch.no_grad(),
+        merged_adapters(model, autocast_dtype),
+        autocast(model.device, autocast_dtype),
+    ):
+        if max_rows is None:
+            max_rows = _rows_in_free_memory(model, max(map(len, prompt_ids)), settings)
         for prompts_range, counts in plan_chunks(len(prompt_ids), num_rollouts, max_rows):
             chosen = [prompt_ids[i] for i in prompts_range]
             watch = Watch(monitor, prompts_range.start * num_rollouts, num_rollouts)
