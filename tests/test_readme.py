@@ -1,4 +1,7 @@
-"""What the README says is so: its script runs as printed, its tables come from benchmarks/."""
+"""What the README says is so: its script runs as printed, its tables come from benchmarks/.
+
+Links and paths are checked in test_docs.py.
+"""
 
 import re
 import subprocess
@@ -38,8 +41,17 @@ def test_tables_come_from_the_benchmark_files() -> None:
     assert subprocess.run(command).returncode == 0, "run python benchmarks/readme.py"
 
 
-def test_links_and_size() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        if not target.startswith("http"):
-            assert (ROOT / target).exists(), target
-    assert README.count("\n") < 200
+def test_one_figure_two_tables_and_a_minute_to_read() -> None:
+    assert README.count("![") == 1
+    assert len(re.findall(r"^\| ---", README, re.M)) <= 2
+    assert len(README.split()) < 1500 and README.count("\n") < 200
+
+
+def test_the_map_names_every_room_and_nothing_else() -> None:
+    """The tree under "The files": names at the margin, rooms of src/podsrl/ indented below it."""
+    tree = README.split("## The files\n```\n")[1].split("```")[0]
+    listed = re.findall(r"^( *)(\S+)/ ", tree.replace("podsrl/\n", "podsrl/ \n"), re.M)
+    rooms = {name for indent, name in listed if indent}
+    inside = {path.parent.name for path in (ROOT / "src" / "podsrl").glob("*/__init__.py")}
+    assert rooms == inside
+    assert all((ROOT / name).is_dir() for indent, name in listed if not indent)
