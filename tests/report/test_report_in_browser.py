@@ -87,3 +87,16 @@ def test_page(browser: Browser, written: Path, tmp_path: Path, width: int, schem
     for ink in (found["text"], found["tick"]):
         assert abs(brightness(ink) - brightness(found["background"])) > 80
     assert page.screenshot(tmp_path / "page.png", whole=False).stat().st_size > 20_000
+
+
+def test_no_script_runs_on_the_page(browser: Browser, written: Path):
+    page = browser.open(written / "report.html", width=1280)
+    attempt = """(() => {
+      const script = document.createElement('script');
+      script.textContent = "document.title = 'it ran'";
+      document.body.append(script);
+      return document.title;
+    })()"""
+    assert page.evaluate(attempt) == "sums"
+    assert len(page.errors) == 1
+    assert "Content Security Policy" in page.errors[0]

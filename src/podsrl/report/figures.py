@@ -15,6 +15,8 @@ from podsrl.report.theme import GRID, INK, MARKERS, PHASE_COLORS, STYLE, color_o
 SIZE_INCHES = (4.6, 3.1)
 LEGEND_LETTERS = 48
 """How many letters of a legend stand beside each other in that width."""
+LONGEST_LABEL = 28
+"""An arm's name that is longer is cut in figures: it would leave them no room."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +163,9 @@ def _draw_line(axes: Any, line: Line) -> None:
     color = color_of(line.place)
     axes.fill_between(line.at_K, line.low_K, line.high_K, color=color, alpha=0.16, linewidth=0)
     marker = MARKERS[line.place % len(MARKERS)]
-    axes.plot(line.at_K, line.mean_K, color=color, marker=marker, markersize=3.2, label=line.name)
+    axes.plot(
+        line.at_K, line.mean_K, color=color, marker=marker, markersize=3.2, label=_label(line.name)
+    )
 
 
 def _draw_reached(
@@ -204,8 +208,9 @@ def _phases(summary: dict[str, Any]) -> Figure | None:
         left = np.zeros(len(names))
         for phase, (color, _) in PHASE_COLORS.items():
             width = np.array([arms[name].get(phase, 0.0) for name in names])
-            axes.barh(names, width, left=left, color=color, label=phase, height=0.62)
+            axes.barh(range(len(names)), width, left=left, color=color, label=phase, height=0.62)
             left += width
+        axes.set_yticks(range(len(names)), [_label(name) for name in names])
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("seconds per step")
@@ -246,6 +251,12 @@ def figure(*, name: str, title: str, caption: str, alt: str, draw: Callable[[Any
     return Figure(
         name=name, title=title, caption=caption, alt=alt, svg=svg.getvalue(), png=png.getvalue()
     )
+
+
+def _label(name: str) -> str:
+    """The name as it stands in a figure; matplotlib leaves names that begin with _ out."""
+    short = name if len(name) <= LONGEST_LABEL else f"{name[: LONGEST_LABEL - 1]}…"
+    return f" {short}" if short.startswith("_") else short
 
 
 def _add_legend(drawing: Any, axes: Any) -> None:

@@ -1,7 +1,7 @@
-"""The tables of a report, as HTML."""
+"""The tables of a report: what stands in them; page.html.j2 lays them out."""
 
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -19,158 +19,150 @@ LABELS = {
 }
 
 
-def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table that scrolls by itself where it is wider than the page.
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """What a cell says: a figure, with its bounds in small type, or a text that is a link."""
 
-    Cells are HTML already; the first cell of a row names it, and those below with the same name.
+    text: str
+    low: str | None = None
+    high: str | None = None
+    told: bool = False
+    """Whether it stands out, because its interval leaves out 0."""
+    href: str | None = None
+
+
+Row = list[str | Cell]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table; the first cell of a row names it, and those below with the same first cell."""
+
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Row]
+
+    @property
+    def groups(self) -> list[list[Row]]:
+        """The rows, those together that share their first cell."""
+        return [list(group) for _, group in groupby(self.rows, key=lambda row: row[0])]
+
+
+def with_bounds(
+    found: dict[str, Any], show: Callable[[Any], str], *, key: str = "value", told: bool = False
+) -> Cell:
+    """Return a figure with its bounds; "never" to "never" goes without saying.
+
+    The bounds of `value` are `low` and `high`, those of another key `key_low` and `key_high`.
     """
-    if not rows:
-        return ""
-    columns = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
-    groups = [list(group) for _, group in groupby(rows, key=lambda row: row[0])]
-    body = "".join(f"<tbody>{_group(group)}</tbody>" for group in groups)
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table>'
-        f"<caption><span>{escape(caption)}</span></caption><thead><tr>{columns}</tr></thead>"
-        f"{body}</table></div>"
-    )
+    low, high = ("low", "high") if key == "value" else (f"{key}_low", f"{key}_high")
+    if found[low] is None:
+        return Cell(text=show(found[key]), told=told)
+    text, bounds = show(found[key]), (show(found[low]), show(found[high]))
+    if {text, *bounds} == {"never"}:
+        return Cell(text=text, told=told)
+    return Cell(text=text, low=bounds[0], high=bounds[1], told=told)
 
 
-def _group(rows: Sequence[Sequence[str]]) -> str:
-    """Rows with the same first cell, which names them all."""
-    cells = ["".join(f"<td>{cell}</td>" for cell in row[1:]) for row in rows]
-    kind = "rowgroup" if len(rows) > 1 else "row"
-    cells[0] = f'<th scope="{kind}" rowspan="{len(rows)}">{rows[0][0]}</th>{cells[0]}'
-    return "".join(f"<tr>{row}</tr>" for row in cells)
-
-
-def with_interval(figure: str, low: str | None, high: str | None) -> str:
-    """A figure with its bounds in small type; "never" to "never" goes without saying."""
-    if low is None or high is None or figure == low == high == "never":
-        return figure
-    return f'{figure} <span class="bounds">{low} to {high}</span>'
-
-
-def overview(summaries: Sequence[dict[str, Any]], units: Sequence[Unit]) -> str:
-    """One row per arm and comparison, linked to its section where there are several."""
+def overview(summaries: Sequence[dict[str, Any]], units: Sequence[Unit]) -> Table:
+    """Return one row per arm and comparison, linked to its section where there are several."""
     several = len(summaries) > 1
-    rows = []
+    rows: list[Row] = []
     for index, (summary, unit) in enumerate(zip(summaries, units, strict=True), 1):
-        link = f'<a href="#comparison-{index}">{escape(summary["title"])}</a>'
+        link = Cell(text=summary["title"], href=f"#comparison-{index}")
         for arm, against in summary["against_baseline"].items():
             if against["speed_up"]:
                 row = _at_a_glance(summary["baseline"], arm, against, unit)
                 rows.append([link, *row] if several else row)
-    head = ["arms", "baseline's best", "reached", "times as fast", "accuracy over the window"]
-    first = ["comparison"] if several else []
-    return table("At a glance, with 95 % intervals", [*first, *head, "faster or slower"], rows)
+    head = ["arms", "baseline's best", "reached", "times as fast"]
+    return Table(
+        caption="At a glance, with 95 % intervals",
+        head=[
+            *(["comparison"] if several else []),
+            *head,
+            "accuracy over the window, points",
+            "faster or slower",
+        ],
+        rows=rows,
+    )
 
 
-def _at_a_glance(base: str, arm: str, against: dict[str, Any], unit: Unit) -> list[str]:
+def _at_a_glance(base: str, arm: str, against: dict[str, Any], unit: Unit) -> Row:
     peak = against["speed_up"]["peak"]["interpolated"]
     return [
-        f"{escape(arm)} against {escape(base)}",
+        f"{arm} against {base}",
         f"{100 * peak['level']:.2f} %",
         duration(peak["seconds"], unit),
-        _ratio(peak),
-        _percent_difference(against["differences"]["accuracy"]["window"]) + " points",
+        with_bounds(peak, times, key="ratio"),
+        _difference(against["differences"]["accuracy"]["window"], "accuracy"),
         verdict(against["speed_up"]),
     ]
 
 
-def main_tables(summary: dict[str, Any], unit: Unit) -> str:
-    """Return the tables that compare arms with the baseline."""
-    return _speed_ups(summary, unit) + _differences(summary, unit)
-
-
-def more_tables(summary: dict[str, Any], unit: Unit) -> str:
-    """Return the tables of each arm by itself."""
-    return "".join(
-        (
-            _measures(summary, unit),
-            _step_seconds(summary),
-            _fit(summary["step_seconds_fit"]),
-            _settings(summary),
-        )
-    )
-
-
-def _speed_ups(summary: dict[str, Any], unit: Unit) -> str:
-    rows = []
+def speed_ups(summary: dict[str, Any], unit: Unit) -> Table:
+    """Return when each arm reaches the baseline's best, by level and by grid."""
+    rows: list[Row] = []
     for arm, against in summary["against_baseline"].items():
         for level, grids in against["speed_up"].items():
             for grid, found in grids.items():
                 never = found["frac_never"]
                 rows.append(
                     [
-                        escape(arm),
+                        arm,
                         f"{level}, {grid}",
                         f"{100 * found['level']:.2f} %",
                         duration(found["baseline_seconds"], unit),
-                        with_interval(
-                            duration(found["seconds"], unit),
-                            *_bounds(found, "seconds", lambda value: duration(value, unit)),
-                        ),
-                        _ratio(found),
+                        with_bounds(found, lambda value: duration(value, unit), key="seconds"),
+                        with_bounds(found, times, key="ratio"),
                         "–" if never is None else f"{100 * never:.1f} %",
                     ]
                 )
     base = summary["baseline"]
     head = ("arm", "level", "accuracy", f"{base} reaches it", "the arm reaches it")
-    return table(
-        f"When each arm reaches the best mean accuracy of {base}",
-        (*head, "times as fast", "draws that never do"),
-        rows,
+    return Table(
+        caption=f"When each arm reaches the best mean accuracy of {base}",
+        head=(*head, "times as fast", "draws that never do"),
+        rows=rows,
     )
 
 
-def _ratio(found: dict[str, Any]) -> str:
-    return with_interval(times(found["ratio"]), *_bounds(found, "ratio", times))
+def _difference(difference: dict[str, Any], measure: str) -> Cell:
+    scale = 100.0 if measure in PERCENT else 1.0
+    told = is_told(difference)
+    return with_bounds(difference, lambda value: minus(f"{scale * value:+.2f}"), told=told)
 
 
-def _bounds(found: dict[str, Any], key: str, show: Any) -> tuple[str | None, str | None]:
-    if found[f"{key}_low"] is None:
-        return None, None
-    return show(found[f"{key}_low"]), show(found[f"{key}_high"])
-
-
-def _percent_difference(difference: dict[str, Any], scale: float = 100.0) -> str:
-    value = minus(f"{scale * difference['value']:+.2f}")
-    if difference["low"] is None:
-        return value
-    low, high = (minus(f"{scale * difference[bound]:+.2f}") for bound in ("low", "high"))
-    shown = with_interval(value, low, high)
-    return f"<strong>{shown}</strong>" if is_told(difference) else shown
-
-
-def _differences(summary: dict[str, Any], unit: Unit) -> str:
-    rows = []
+def differences(summary: dict[str, Any], unit: Unit) -> Table:
+    """Return each arm minus the baseline, measure by measure."""
+    rows: list[Row] = []
     for arm, against in summary["against_baseline"].items():
         for measure, found in against["differences"].items():
-            scale = 100.0 if measure in PERCENT else 1.0
             window = found["window"]
             rows.append(
                 [
-                    escape(arm),
+                    arm,
                     LABELS[measure] + (", points" if measure in PERCENT else ""),
-                    _percent_difference(window, scale),
-                    _percent_difference(found["end"], scale),
+                    _difference(window, measure),
+                    _difference(found["end"], measure),
                     duration(window["until_seconds"], unit),
                     f"{window['num_runs']} {'pairs' if window['paired'] else 'runs, not paired'}",
                 ]
             )
-    head = ("arm", "measure", "mean over the window", "at its end", "window until", "runs")
-    caption = f"Arm minus {summary['baseline']}; bold where the interval leaves out 0"
-    return table(caption, head, rows)
+    return Table(
+        caption=f"Arm minus {summary['baseline']}; bold where the interval leaves out 0",
+        head=("arm", "measure", "mean over the window", "at its end", "window until", "runs"),
+        rows=rows,
+    )
 
 
-def _measures(summary: dict[str, Any], unit: Unit) -> str:
-    rows = []
+def measures(summary: dict[str, Any], unit: Unit) -> Table:
+    """Return each arm's final and highest values."""
+    rows: list[Row] = []
     for arm, numbers in summary["arms"].items():
         for measure, found in numbers["measures"].items():
             rows.append(
                 [
-                    escape(arm),
+                    arm,
                     LABELS[measure],
                     _estimate(found["final"], measure),
                     duration(found["final_seconds"], unit),
@@ -179,45 +171,41 @@ def _measures(summary: dict[str, Any], unit: Unit) -> str:
                     str(found["final"]["num_runs"]),
                 ]
             )
-    head = ("arm", "measure", "final", "at", "highest mean", "at", "runs")
-    return table("Final and highest values, 95 % intervals over runs", head, rows)
+    return Table(
+        caption="Final and highest values, 95 % intervals over runs",
+        head=("arm", "measure", "final", "at", "highest mean", "at", "runs"),
+        rows=rows,
+    )
 
 
-def _estimate(estimate: dict[str, Any], measure: str) -> str:
+def _estimate(estimate: dict[str, Any], measure: str) -> Cell:
     def show(value: float) -> str:
         if measure in PERCENT:
             return f"{100 * value:.2f} %"
         return f"{value:.1f}" if measure == "mean_length" else f"{value:.3f}"
 
-    if estimate["low"] is None:
-        return show(estimate["value"])
-    return with_interval(show(estimate["value"]), show(estimate["low"]), show(estimate["high"]))
+    return with_bounds(estimate, show)
 
 
-def _step_seconds(summary: dict[str, Any]) -> str:
-    rows = []
-    names = list(dict.fromkeys(p for arm in summary["arms"].values() for p in arm["phases"]))
-    for arm, numbers in summary["arms"].items():
-        found = numbers["seconds_per_step"]
-        if found is None:
-            continue
-        bounds = (
-            (None, None)
-            if found["low"] is None
-            else (f"{found['low']:.2f}", f"{found['high']:.2f}")
-        )
-        phases = [
-            f"{numbers['phases'][name]:.2f}" if name in numbers["phases"] else "–" for name in names
+def step_seconds(summary: dict[str, Any]) -> Table:
+    """Return the seconds per step of each arm, in all and phase by phase."""
+    arms = summary["arms"]
+    names = list(dict.fromkeys(phase for arm in arms.values() for phase in arm["phases"]))
+    rows: list[Row] = [
+        [
+            name,
+            with_bounds(arm["seconds_per_step"], "{:.2f}".format),
+            *(f"{arm['phases'][key]:.2f}" if key in arm["phases"] else "–" for key in names),
         ]
-        rows.append([escape(arm), with_interval(f"{found['value']:.2f}", *bounds), *phases])
-    return table("Seconds per optimizer step", ("arm", "in all", *names), rows)
+        for name, arm in arms.items()
+        if arm["seconds_per_step"] is not None
+    ]
+    return Table(caption="Seconds per optimizer step", head=("arm", "in all", *names), rows=rows)
 
 
-def _fit(found: dict[str, Any]) -> str:
-    fit = found["fit"]
-    if fit is None:
-        return f'<p class="aside">No fit of seconds per step: {escape(found["why"])}.</p>'
-    rows = [
+def step_seconds_fit(fit: dict[str, Any]) -> Table:
+    """Return the seconds per step that were measured and fitted, by n and m."""
+    rows: list[Row] = [
         [
             f"n = {row['num_rollouts']}, m = {row['num_generations']}",
             f"{row['seconds']:.2f}",
@@ -228,14 +216,18 @@ def _fit(found: dict[str, Any]) -> str:
     ]
     formula = f"seconds per step = {fit['a']:.3g} + {fit['b']:.3g} n + {fit['c']:.3g} m"
     exact = "; three sizes, so it fits exactly" if fit["exact"] else ""
-    head = ("size", "measured", "fitted", "residual")
-    return table(f"Least squares: {formula}{exact}", head, rows)
+    return Table(
+        caption=f"Least squares: {formula}{exact}",
+        head=("size", "measured", "fitted", "residual"),
+        rows=rows,
+    )
 
 
-def _settings(summary: dict[str, Any]) -> str:
+def settings(summary: dict[str, Any]) -> Table:
+    """Return the settings in which the arms differ."""
     arms = list(summary["arms"])
-    rows = [
-        [escape(key), *(escape(str(row.get(arm))) for arm in arms)]
+    rows: list[Row] = [
+        [key, *(str(row.get(arm)) for arm in arms)]
         for key, row in summary["settings_that_differ"].items()
     ]
-    return table("Settings in which the arms differ", ("setting", *arms), rows)
+    return Table(caption="Settings in which the arms differ", head=("setting", *arms), rows=rows)

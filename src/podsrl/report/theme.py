@@ -3,6 +3,8 @@
 import re
 from typing import Any
 
+from markupsafe import Markup
+
 INK, MUTED, GRID = "#1d2025", "#5d646e", "#dfe2e7"
 
 ARMS = (
@@ -30,6 +32,7 @@ STYLE: dict[str, Any] = {
     "font.size": 10.0,
     "font.family": "sans-serif",
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a $ in an arm's name is a $
     "text.color": INK,
     "axes.labelcolor": MUTED,
     "axes.edgecolor": MUTED,
@@ -66,7 +69,7 @@ def css_variables() -> tuple[str, str]:
     )
 
 
-def inline(svg: str, prefix: str, alt: str) -> str:
+def inline(svg: str, prefix: str, alt: str) -> Markup:
     """Return matplotlib's SVG for the page: named for readers, themed, ids unique to the page."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
@@ -78,8 +81,8 @@ def inline(svg: str, prefix: str, alt: str) -> str:
         svg = svg.replace(color, f"var({variable})")
     size = re.search(r'viewBox="([^"]+)"', svg)
     assert size, "matplotlib writes a viewBox"
-    head = f'<svg viewBox="{size[1]}" role="img" aria-label="{alt}">'
-    return head + svg[svg.index(">") + 1 :].strip()
+    head = Markup('<svg viewBox="{}" role="img" aria-label="{}">').format(size[1], alt)
+    return head + Markup(svg[svg.index(">") + 1 :].strip())
 
 
 def _font(match: re.Match[str]) -> str:

@@ -1,16 +1,18 @@
 """The page of a run's rollouts: one HTML file that needs no network and no server.
 
-view.html, view.css and view.js beside this file are put into one page, with the rollouts as JSON.
+view.html, a Jinja template, takes in view.css and view.js beside it, and the rollouts as JSON.
 Everything that a model wrote reaches the page as text, never as markup.
 """
 
 import base64
 import hashlib
-import json
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 
 from podsrl.runs.rollout_log import FILE_NAME, read_rollouts
 
@@ -92,14 +94,13 @@ def _page(data: dict[str, Any]) -> str:
     page, style, script = (
         (folder / name).read_text(encoding="utf-8") for name in ("view.html", "view.css", "view.js")
     )
-    # The policy lets this script run and no other, whatever a completion holds.
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    page = page.replace("{{style}}", style).replace("{{digest}}", digest)
-    page = page.replace("{{script}}", script)
-    return page.replace("{{data}}", _json_in_html(data))  # last: it may hold the words above
-
-
-def _json_in_html(data: Any) -> str:
-    """JSON in which no character can end the script element it stands in."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    # The filter tojson writes JSON in which no character can end the script element it stands in.
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    return environment.from_string(page).render(
+        style=Markup(style),
+        script=Markup(script),
+        # The policy lets this script run and no other, whatever a completion holds.
+        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        data=data,
+    )
