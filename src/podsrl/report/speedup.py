@@ -49,9 +49,12 @@ def first_reach(
     Example: times 0, 1, 2, curve 0.2, 0.4, 0.8, level 0.5: 2 on the grid, 1.25 interpolated.
     """
     above_DK = curves_DK >= level_D[:, None]
+    # The first True. In a row without any it is 0, which the last line of this function undoes.
     index_D = above_DK.argmax(axis=1)
     reach_D = at_K[index_D]
     if interpolated:
+        # A curve at the level from the start has no point before: both ends of its line are
+        # point 0, it does not rise, and the time comes out as that of point 0 whatever the share.
         before_D = np.maximum(index_D - 1, 0)
         rows_D = np.arange(len(curves_DK))
         low_D, high_D = curves_DK[rows_D, before_D], curves_DK[rows_D, index_D]
@@ -82,6 +85,8 @@ def speed_up(
 
     Example: baseline 0.2, 0.4, 0.6 and arm 0.2, 0.6, 0.7 at 0, 1, 2 h: level 0.6, ratio 2.
     """
+    # A choice of runs is a row of weights over them, here the same for all; so the measured mean
+    # and 10,000 means of drawn runs are the same matrix product.
     one = np.ones((1, len(baseline.seeds))) / len(baseline.seeds)
     other = np.ones((1, len(arm.seeds))) / len(arm.seeds)
     level_D, base_D, arm_D = _times(baseline, arm, one, other, share, interpolated)
@@ -97,6 +102,7 @@ def speed_up(
         frac_never=None,
     )
     if min(len(baseline.seeds), len(arm.seeds)) > 1:
+        # One generator for both: the arms are drawn independently, as separate samples of runs.
         draws = np.random.default_rng(seed)
         base_DS, arm_DS = (_draw(draws, len(c.seeds), num_draws) for c in (baseline, arm))
         _, base_D, arm_D = _times(baseline, arm, base_DS, arm_DS, share, interpolated)
@@ -116,6 +122,8 @@ def _times(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Level, baseline's time and arm's time for each row of weights over runs."""
     base_DK, arm_DK = base_DS @ baseline.values_SK, arm_DS @ arm.values_SK
+    # Each draw has its own peak: a level fixed at the measured one would leave out that the
+    # baseline's best is uncertain, too.
     level_D = share * base_DK.max(axis=1)
     return (
         level_D,
@@ -125,6 +133,7 @@ def _times(
 
 
 def _draw(draws: np.random.Generator, num_runs: int, num_draws: int) -> np.ndarray:
+    # Drawing S runs with replacement is multinomial in how often each of them comes.
     return draws.multinomial(num_runs, np.full(num_runs, 1 / num_runs), size=num_draws) / num_runs
 
 
@@ -136,6 +145,7 @@ def _ratio(base_D: np.ndarray, arm_D: np.ndarray) -> np.ndarray:
 
 def _percentiles(values_D: np.ndarray) -> tuple[float, float]:
     """2.5 and 97.5 %, each a value that was drawn: a mean with infinity would be none."""
+    # The usual interpolation between two draws is infinity or NaN where one of them is infinite.
     low, high = np.quantile(values_D, [0.025, 0.975], method="inverted_cdf")
     return float(low), float(high)
 
@@ -157,6 +167,8 @@ def band(curve: Curve) -> tuple[np.ndarray, np.ndarray] | None:
     if num_runs == 1:
         return None
     error_K = curve.values_SK.std(axis=0, ddof=1) / math.sqrt(num_runs)
+    # Student's t and not the bootstrap: with the few runs of a comparison the bootstrap's band is
+    # too narrow, and a mean at one time, unlike a time to a level, has a distribution to rely on.
     half_K = t_quantile(num_runs - 1) * error_K
     return curve.mean_K - half_K, curve.mean_K + half_K
 
@@ -188,6 +200,7 @@ def differences(baseline: Curve, arm: Curve) -> dict[str, dict[str, Any]]:
 
     Example: runs of one seed each give a value without bounds.
     """
+    # All arms start from the same model, so time 0 can only draw the difference towards 0.
     at_K = baseline.at_K[(baseline.at_K > 0) & (baseline.at_K <= arm.at_K[-1])]
     if not len(at_K):
         at_K = baseline.at_K[:1]
@@ -213,6 +226,7 @@ def differences(baseline: Curve, arm: Curve) -> dict[str, dict[str, Any]]:
 def _difference(
     base_S: np.ndarray, arm_S: np.ndarray, pairs: list[tuple[int, int]]
 ) -> dict[str, Any]:
+    # Runs of one seed share the order of prompts, so their difference varies less than runs do.
     if len(pairs) > 1:
         found = estimate(np.array([arm_S[ours] - base_S[theirs] for theirs, ours in pairs]))
         return {**found, "paired": True}
@@ -228,7 +242,7 @@ def _difference(
 def _welch_half(base_S: np.ndarray, arm_S: np.ndarray) -> float:
     """Half the width of Welch's interval, degrees of freedom rounded down."""
     errors = [float(values.var(ddof=1)) / len(values) for values in (base_S, arm_S)]
-    if sum(errors) == 0:
+    if sum(errors) == 0:  # degrees of freedom would be 0/0; there is nothing to be uncertain of
         return 0.0
     parts = [
         error**2 / (len(values) - 1) for error, values in zip(errors, (base_S, arm_S), strict=True)
@@ -246,6 +260,8 @@ def fit_step_seconds(seconds: dict[tuple[int, int], float]) -> dict[str, object]
     Example: (16, 16): 4, (64, 16): 7, (64, 64): 13 give a = 1, b = 1/16, c = 1/8.
     """
     sizes = sorted(seconds)
+    # m follows n on a line if, for one, all arms keep a quarter: then b and c cannot be told apart,
+    # and least squares would still return a pair of them.
     design = np.array([[1.0, n, m] for n, m in sizes])
     if len(sizes) < 3 or np.linalg.matrix_rank(design) < 3:
         return None
