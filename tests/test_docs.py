@@ -65,6 +65,13 @@ def test_paths_exist(page: Path) -> None:
         assert list(ROOT.glob(path)), path
 
 
+def test_paths_in_the_code_exist() -> None:
+    for folder in ("src", "recipes", "examples"):
+        for source in [*ROOT.glob(f"{folder}/**/*.py"), *ROOT.glob(f"{folder}/**/*.yaml")]:
+            for path in PATH.findall(source.read_text(encoding="utf-8")):
+                assert list(ROOT.glob(path)), f"{source.relative_to(ROOT)} names {path}"
+
+
 @pytest.mark.parametrize("page", CURRENT, ids=lambda page: page.name)
 def test_dotted_names_resolve(page: Path) -> None:
     for name in DOTTED.findall(text_of(page)):
