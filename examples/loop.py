@@ -16,7 +16,7 @@ language model on its own answers. For every prompt x:
 
     evaluate   greedy answers to problems never trained on
 
-`select`, `advantages`, problems and models come from the package; all else stands here, and
+`Selector` (select, advantage), problems and models come from the package; all else stands here, and
 PODSTrainer is tested against it. The problems are sums and differences such as 15 - 43; the default
 model is the packaged one of 135 million parameters, which two CPU cores can train:
 
@@ -41,8 +41,7 @@ from transformers import HfArgumentParser
 from transformers import PreTrainedModel as Model
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from podsrl import select
-from podsrl.core.advantage import advantages
+from podsrl.core.selection import Selection, Selector
 from podsrl.models import load_model, load_tokenizer
 from podsrl.rewards.answers import last_number
 from podsrl.tasks.arithmetic import arithmetic
@@ -136,13 +135,12 @@ class Batch:
     advantages_B: Tensor
 
 
-def keep(prompt_ids: Rows, completion_ids: Rows, rewards_PN: Tensor, kept_PM: Tensor) -> Batch:
+def keep(prompt_ids: Rows, completion_ids: Rows, chosen: Selection) -> Batch:
     """The rows and advantages of the kept rollouts; the others are never looked at again."""
-    num_rollouts, device = rewards_PN.shape[1], rewards_PN.device
-    rows = [p * num_rollouts + i for p, kept in enumerate(kept_PM.tolist()) for i in kept]
+    rows, device = chosen.kept_rows_B.tolist(), chosen.rewards_PN.device
     prompts = pad([prompt_ids[row] for row in rows], "left", device)
     completions = pad([completion_ids[row] for row in rows], "right", device)
-    return Batch(*prompts, *completions, advantages(rewards_PN, kept_PM).flatten())
+    return Batch(*prompts, *completions, chosen.advantages_B)
 
 
 def log_probs(model: Model, batch: Batch, temperature: float) -> Tensor:
@@ -224,6 +222,7 @@ def main(options: Options) -> None:
     task = arithmetic(seed=options.seed, num_train=num_train, num_test=options.num_test)
     train, test = task.rows("train"), task.rows("test")
 
+    selector = Selector(num_kept=options.num_kept, rule=options.rule)
     accuracy = evaluate(model, tokenizer, test, options)
     print(f"before: {accuracy:.1%} of {len(test)} test problems right", flush=True)
     for step in range(options.steps):
@@ -237,11 +236,11 @@ def main(options: Options) -> None:
         rewards = [reward(text, answer) for text, answer in zip(texts, answers, strict=True)]
         rewards_PN = torch.tensor(rewards, device=model.device).view(len(problems), -1)
 
-        kept_PM = select(rewards_PN, keep=options.num_kept, rule=options.rule, seed=step)
-        batch = keep(prompt_ids, completion_ids, rewards_PN, kept_PM)
+        chosen = selector(rewards_PN.unsqueeze(-1), seed=step)  # one reward function
+        batch = keep(prompt_ids, completion_ids, chosen)
         value = update(model, optimizer, batch, options, reference)
 
-        variance = rewards_PN.gather(1, kept_PM).var(dim=1, correction=0).mean()
+        variance = chosen.numbers()["kept_reward_variance"]
         seconds = f"{sampled - began:.1f} s sampling, {time.perf_counter() - sampled:.1f} s update"
         figures = f"reward {rewards_PN.mean():.3f}  kept variance {variance:.3f}  loss {value:+.4f}"
         print(f"step {step + 1:3d}  {figures}  {seconds}", flush=True)

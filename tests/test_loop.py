@@ -2,7 +2,6 @@
 
 import math
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from helpers.tiny import make_model, make_tokenizer
 from podsrl import select
-from podsrl.core.advantage import advantages
+from podsrl.core.selection import Selection, Selector
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 import loop
@@ -100,7 +99,9 @@ def test_keep_takes_rows_of_the_right_group():
     # Groups of three: rows 0..2 and 3..5. Kept (0, 2) and (1, 2): rows 0, 2, 4, 5.
     prompts, completions = [[10]] * 3 + [[11]] * 3, [[i] for i in range(6)]
     rewards = torch.tensor([[0.0, 0.5, 1.0], [7.0, 2.0, 4.0]])
-    batch = loop.keep(prompts, completions, rewards, torch.tensor([[0, 2], [1, 2]]))
+    kept_PN = torch.tensor([[True, False, True], [False, True, True]])
+    chosen = Selection(Selector(num_kept=2), rewards.unsqueeze(-1), rewards, kept_PN)
+    batch = loop.keep(prompts, completions, chosen)
     assert batch.prompt_BL.tolist() == [[10], [10], [11], [11]]
     assert batch.completion_BT.tolist() == [[0], [2], [4], [5]]
     # (0, 1): 1/2 over sqrt(1/2); (2, 4): 1 over sqrt(2).
@@ -219,12 +220,13 @@ def test_two_steps_of_main_train_on_what_select_keeps(monkeypatch, tiny_folder, 
         asked.append([problem["prompt"][0]["content"] for problem in problems])
         return plain_sample(model, tokenizer, problems, options)
 
-    def keep(prompt_ids, completion_ids, rewards_PN, kept_PM):
-        assert rewards_PN.shape == (2, 6) and len(completion_ids) == 12
-        assert torch.equal(kept_PM, select(rewards_PN, keep=4, seed=len(kept)))
+    def keep(prompt_ids, completion_ids, chosen):
+        assert chosen.rewards_PN.shape == (2, 6) and len(completion_ids) == 12
+        kept_PM = select(chosen.rewards_PN, keep=4, seed=len(kept))
+        assert torch.equal(chosen.kept_PM, kept_PM)
         rows = [completion_ids[6 * p + i] for p in range(2) for i in kept_PM[p].tolist()]
         kept.append(loop.pad(rows, "right", DEVICE)[0].tolist())
-        return plain_keep(prompt_ids, completion_ids, rewards_PN, kept_PM)
+        return plain_keep(prompt_ids, completion_ids, chosen)
 
     def update(model, optimizer, batch, options, reference):
         weights.append(model.lm_head.weight.detach().clone())
@@ -334,11 +336,8 @@ def train_by_loop(
 ) -> tuple[float, dict[str, torch.Tensor]]:
     """The same steps on the recorded rollouts by `loop.update`."""
     rewards_PN = torch.tensor(recorder.rewards).view(-1, num_rollouts)
-    kept_PM = select(rewards_PN, keep=4)
-    batch = loop.keep(recorder.prompt_ids, recorder.completion_ids, rewards_PN, kept_PM)
-    if source == "all":
-        from_all = advantages(rewards_PN, kept_PM, source="all").flatten()
-        batch = replace(batch, advantages_B=from_all)
+    chosen = Selector(num_kept=4, advantage={"source": source})(rewards_PN.unsqueeze(-1))
+    batch = loop.keep(recorder.prompt_ids, recorder.completion_ids, chosen)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
     options = loop.Options(max_new_tokens=12, temperature=0.9, **settings)

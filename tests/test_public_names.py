@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from trl import GRPOConfig, GRPOTrainer
@@ -62,17 +62,19 @@ def functions() -> dict[str, str]:
     return found
 
 
-def described(field: dataclasses.Field[Any]) -> dict[str, Any]:
+def described(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
     """Type, default and help text of one field of a configuration."""
     is_made = field.default_factory is not dataclasses.MISSING
     default = field.default_factory() if is_made else field.default
-    kind = field.type.__name__ if isinstance(field.type, type) else str(field.type)
+    kind = hint.__name__ if isinstance(hint, type) else str(hint)
     return {"type": kind, "default": repr(default), "help": field.metadata.get("help")}
 
 
 def fields_of(config: type) -> dict[str, dict[str, Any]]:
     """Name -> description of all fields, in the order in which a caller may give them."""
-    return {field.name: described(field) for field in dataclasses.fields(config)}
+    # The hints, because parsers of flags write what they read into `field.type`.
+    hints = get_type_hints(config)
+    return {field.name: described(field, hints[field.name]) for field in dataclasses.fields(config)}
 
 
 def own_fields() -> dict[str, dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from podsrl.core.schedule import kept_at, num_kept, smallest_unit
+from podsrl.core.schedule import kept_at, num_kept_now, smallest_unit
 
 
 def test_every_number_holds_for_an_equal_share():
@@ -30,6 +30,6 @@ def test_the_number_grows_over_the_steps_that_are_named():
         per_device_train_batch_size=4,
     )
     states = [SimpleNamespace(global_step=step, max_steps=1000) for step in (0, 1, 2, 3, 4, 500)]
-    assert [num_kept(args, state) for state in states] == [2, 2, 3, 4, 4, 4]
+    assert [num_kept_now(args, state) for state in states] == [2, 2, 3, 4, 4, 4]
     args.num_generations_steps = None  # 1000 steps: 2, 3, 4 for a third of them each
-    assert [num_kept(args, state) for state in states] == [2, 2, 2, 2, 2, 3]
+    assert [num_kept_now(args, state) for state in states] == [2, 2, 2, 2, 2, 3]

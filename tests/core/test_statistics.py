@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from podsrl import select
-from podsrl.core.mask import as_mask
-from podsrl.core.statistics import selection_statistics, sum_squares
+from podsrl.core.select import as_mask
+from podsrl.core.statistics import reward_metrics, selection_statistics, sum_squares
 
 NAN = float("nan")
 REWARDS = torch.tensor([[0.0, 0, 1, 1, 1], [2, 2, 2, 2, 2], [0, 1, 2, NAN, 7]])
@@ -65,3 +65,11 @@ def test_masks_are_checked():
         as_mask(torch.ones(2, 3, dtype=torch.bool), 4)
     with pytest.raises(ValueError, match=r"dtype torch\.float32"):
         as_mask(torch.ones(2, 3), 3)
+
+
+def test_reward_metrics_are_over_all_sampled_rollouts():
+    rewards = torch.tensor([[0.0, 1, 0, 1], [5, 5, 5, 5], [0, 0, 0, 1]])
+    metrics = reward_metrics(2 * rewards, rewards.unsqueeze(2), ["right"])
+    assert metrics["reward"] == 2 * 23 / 12  # 2 + 20 + 1 over twelve, weight 2
+    assert metrics["rewards/right/mean"] == 23 / 12
+    assert metrics["frac_reward_zero_std"] == pytest.approx(1 / 3)

@@ -9,8 +9,7 @@ import torch
 from podsrl.core import logit_normal
 from podsrl.core.advantage import advantages
 from podsrl.core.budget import pooled
-from podsrl.core.mask import as_mask
-from podsrl.core.select import select
+from podsrl.core.select import as_mask, select
 from podsrl.core.statistics import sum_squares
 from podsrl.core.theory import (
     Moments,

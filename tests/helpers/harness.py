@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from datasets import Dataset
@@ -79,6 +80,52 @@ def build(
         processing_class=AutoTokenizer.from_pretrained(folder),
         peft_config=peft_config,
     )
+
+
+def spy(target: Any, method: str) -> list[Any]:
+    """Collects what a method of an object returns."""
+    results, original = [], getattr(target, method)
+
+    def call(*args: Any, **options: Any) -> Any:
+        results.append(original(*args, **options))
+        return results[-1]
+
+    setattr(target, method, call)
+    return results
+
+
+class Recorder:
+    """Stands where the rollout log does, and keeps what a PODSTrainer has to say of each batch."""
+
+    def __init__(self) -> None:
+        self.batches: list[SimpleNamespace] = []
+
+    def write_batch(
+        self, step: int, selection: Any, rows: Any, completions: Any, num_tokens: Any, **more: Any
+    ) -> None:
+        batch = {"step": step, "selection": selection, "rows": rows, "completions": completions}
+        self.batches.append(SimpleNamespace(**batch, num_tokens=num_tokens, **more))
+
+    @property
+    def selections(self) -> list[Any]:
+        """What was chosen in each batch."""
+        return [batch.selection for batch in self.batches]
+
+
+def recorded(trainer: PODSTrainer) -> Recorder:
+    """What the trainer says of its batches from now on; a log attached before still gets it."""
+    recorder, log = Recorder(), trainer.rollout_log
+    if log is not None:
+        write = log.write_batch
+
+        def both(*args: Any, **options: Any) -> None:
+            recorder.write_batch(*args, **options)
+            write(*args, **options)
+
+        log.write_batch = both
+    else:
+        trainer.rollout_log = recorder
+    return recorder
 
 
 def logged(trainer: GRPOTrainer, key: str) -> list[float]:

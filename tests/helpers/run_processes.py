@@ -9,8 +9,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from helpers.harness import build, reward_of_hard_questions
 from helpers.tiny import even_reward, text_of
 from podsrl.runs.clock import TrainingClock
@@ -35,19 +33,16 @@ def train(folder: str, output: str, rows: int, num_rollouts: int) -> dict[str, A
     )
     record: dict[str, Any] = {"selections": [], "kept": [], "texts": []}
     attach_log(trainer, Path(output, f"log-{rows}-{num_rollouts}"))
-    select, keep, score = trainer._select, trainer._keep, trainer._generate_and_score_completions
+    generate, score = trainer._generate, trainer._generate_and_score_completions
 
-    def spy_select(rewards: torch.Tensor) -> Any:
-        selection = select(rewards)
-        entry = {"rewards": selection.rewards_PN.tolist(), "kept": selection.kept_PM.tolist()}
-        record["selections"].append({**entry, "seed": trainer._selection_seed()})
-        return selection
-
-    def spy_keep(generated: tuple) -> tuple:
-        kept = keep(generated)
+    def spy_generate(prompts: list) -> tuple:
+        kept = generate(prompts)
         texts = [text_of(completion) for completion in kept[3]]
         questions = [trainer.processing_class.decode(ids) for ids in kept[0]]
         record["kept"].append({"texts": texts, "prompts": questions})
+        selection = trainer.batch.selection
+        entry = {"rewards": selection.rewards_PN.tolist(), "kept": selection.kept_PM.tolist()}
+        record["selections"].append({**entry, "seed": trainer._selection_seed()})
         return kept
 
     def spy_score(inputs: list) -> dict:
@@ -57,8 +52,7 @@ def train(folder: str, output: str, rows: int, num_rollouts: int) -> dict[str, A
         assert list(trainer._logs["extra"]["text"]) == record["texts"][-1]
         return result
 
-    trainer._select, trainer._keep = spy_select, spy_keep
-    trainer._generate_and_score_completions = spy_score
+    trainer._generate, trainer._generate_and_score_completions = spy_generate, spy_score
     trainer.train()
     record["log_history"] = trainer.state.log_history
     record["rank"] = trainer.accelerator.process_index
@@ -82,18 +76,15 @@ def train_pooled(folder: str, output: str) -> dict[str, Any]:
         max_steps=2,
     )
     record: dict[str, Any] = {"steps": []}
-    select, keep, score = trainer._select, trainer._keep, trainer._generate_and_score_completions
+    generate, score = trainer._generate, trainer._generate_and_score_completions
     step: dict[str, Any] = {}
 
-    def spy_select(rewards: torch.Tensor) -> Any:
-        selection = select(rewards)
-        step.update(rewards=selection.rewards_PN.tolist(), kept=selection.kept_PN.tolist())
-        return selection
-
-    def spy_keep(generated: tuple) -> tuple:
-        kept = keep(generated)
+    def spy_generate(prompts: list) -> tuple:
+        kept = generate(prompts)
         step["texts"] = [text_of(completion) for completion in kept[3]]
         step["prompts"] = [trainer.processing_class.decode(ids) for ids in kept[0]]
+        selection = trainer.batch.selection
+        step.update(rewards=selection.rewards_PN.tolist(), kept=selection.kept_PN.tolist())
         return kept
 
     def spy_score(inputs: list) -> dict:
@@ -104,8 +95,7 @@ def train_pooled(folder: str, output: str) -> dict[str, Any]:
         record["steps"].append(dict(step))
         return result
 
-    trainer._select, trainer._keep = spy_select, spy_keep
-    trainer._generate_and_score_completions = spy_score
+    trainer._generate, trainer._generate_and_score_completions = spy_generate, spy_score
     trainer.train()
     record["log_history"] = trainer.state.log_history
     return record

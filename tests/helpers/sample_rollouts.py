@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from podsrl import select
-from podsrl.core.selection import Selection
+from podsrl.core.selection import Selection, Selector
 from podsrl.runs.rollout_log import FILE_NAME, RolloutLog, batch_records
 
 WORDS = ["we", "add", "the", "tens", "first", "then", "ones", "so", "sum", "is", "carry", "one"]
@@ -39,7 +39,9 @@ def batch(
     rewards_PN = right_PN + 0.1 * format_PN
     kept_PM = select(rewards_PN, m, seed=step)
     kept_PN = torch.zeros(prompts, n, dtype=torch.bool).scatter_(1, kept_PM, True)
-    selection = Selection(torch.stack([right_PN, format_PN], dim=2), rewards_PN, kept_PN)
+    selection = Selection(
+        Selector(num_kept=m), torch.stack([right_PN, format_PN], dim=2), rewards_PN, kept_PN
+    )
     choose = random.Random(step)
     texts = [" ".join(choose.choices(WORDS, k=num_words)) for _ in range(prompts * n)]
     rows = [
@@ -51,7 +53,7 @@ def batch(
         rows,
         [[{"role": "assistant", "content": text}] for text in texts],
         [len(text.split()) for text in texts],
-        advantages={row: 1.0 for row in selection.kept_rows().tolist()},
+        advantages={row: 1.0 for row in selection.kept_rows_B.tolist()},
         rule="max_variance",
     )
 

@@ -12,7 +12,7 @@ import torch
 
 from helpers.sample_rollouts import HEADER, batch, write_log
 from podsrl import select
-from podsrl.core.selection import Selection
+from podsrl.core.selection import Selection, Selector
 from podsrl.runs.rollout_log import (
     FILE_NAME,
     RolloutLog,
@@ -90,7 +90,7 @@ def test_a_record_holds_every_rollout_of_its_prompt() -> None:
     """Two prompts, n = 3, kept {0, 2} and {1, 2}; the first process has all six."""
     parts_PNF = torch.tensor([[[0.0], [1.0], [2.0]], [[1.0], [NAN], [0.25]]])
     kept_PN = torch.tensor([[True, False, True], [False, True, True]])
-    selection = Selection(parts_PNF, 2 * parts_PNF[..., 0], kept_PN)
+    selection = Selection(Selector(num_kept=2), parts_PNF, 2 * parts_PNF[..., 0], kept_PN)
     rows = [
         {"prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "2+2?"}]},
         {"prompt": "3+3=", "answer": 6},
@@ -123,7 +123,7 @@ def test_a_record_holds_every_rollout_of_its_prompt() -> None:
 def test_a_group_shared_with_another_process_lacks_its_texts() -> None:
     rewards_PN = torch.tensor([[0.0, 1.0, 2.0, 3.0], [0.0, 0.0, 0.0, 0.0]])
     kept_PN = torch.tensor([[1, 0, 0, 1], [0, 0, 1, 0]]).bool()  # two of one, one of the other
-    selection = Selection(rewards_PN.unsqueeze(2), rewards_PN, kept_PN)
+    selection = Selection(Selector(num_kept=2), rewards_PN.unsqueeze(2), rewards_PN, kept_PN)
     (record,) = batch_records(
         selection, [{"prompt": "p"}], ["a", "b"], [7, 8], advantages={0: -1.0}, rule="max_variance"
     )

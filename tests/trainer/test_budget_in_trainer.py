@@ -6,18 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.harness import EASY, build, logged, question_of
+from helpers.harness import EASY, build, logged, question_of, recorded, spy
 from helpers.harness import reward_of_hard_questions as hard_only
 from helpers.tiny import even_reward, text_of
 from podsrl import PODSConfig, select
 from podsrl.core.budget import pooled
-
-
-def spy(trainer: Any, method: str) -> list[Any]:
-    """Collects what a method of the trainer returns."""
-    results, original = [], getattr(trainer, method)
-    setattr(trainer, method, lambda *args: results.append(original(*args)) or results[-1])
-    return results
+from podsrl.trl.refusals import refuse_trainer
 
 
 def own_advantages(rewards_PN: torch.Tensor, kept_PN: torch.Tensor) -> list[float]:
@@ -43,11 +37,11 @@ def test_pooled_keeps_what_pooled_names_and_learns_from_whole_groups(
         num_rollouts=10,
         max_steps=2,
     )
-    selections, kept = spy(trainer, "_select"), spy(trainer, "_keep")
+    recorder, kept = recorded(trainer), spy(trainer, "_generate")
     outputs = spy(trainer, "_generate_and_score_completions")
     trainer.train()
-    assert len(selections) == 2
-    for selection, generated, output in zip(selections, kept, outputs, strict=True):
+    assert len(recorder.selections) == 2
+    for selection, generated, output in zip(recorder.selections, kept, outputs, strict=True):
         rewards_PN = selection.rewards_PN
         assert rewards_PN.shape == (6, 10)  # 24 kept rows at m = 4
         counts = selection.kept_PN.sum(1).tolist()
@@ -71,9 +65,9 @@ def test_pooled_keeps_what_pooled_names_and_learns_from_whole_groups(
 
 def test_pooled_seed_and_budget_are_those_of_the_step(tiny_folder: str, tmp_path: Path) -> None:
     trainer = build(tiny_folder, tmp_path, budget="pooled", budget_floor=2, budget_cap=5)
-    selections, seeds = spy(trainer, "_select"), spy(trainer, "_selection_seed")
+    recorder, seeds = recorded(trainer), spy(trainer, "_selection_seed")
     trainer.train()
-    for selection, seed in zip(selections, seeds, strict=True):
+    for selection, seed in zip(recorder.selections, seeds, strict=True):
         expected = pooled(selection.rewards_PN, 8, floor=2, cap=5, seed=seed)
         assert selection.kept_PN.sum(1).tolist() == expected.tolist()
 
@@ -182,18 +176,15 @@ def test_refilling_replaces_constant_groups_by_other_prompts(
     """Half of the questions always give 1. With up to five rounds none of them is trained on."""
     options = {"rewards": [hard_only], "refill_constant_groups": 5, "num_rollouts": 16}
     trainer = build(tiny_folder, tmp_path, log_completions=False, **options)
-    selections = spy(trainer, "_select")
-    kept = spy(trainer, "_keep")
-    scored: list[list[Any]] = []
-    original = trainer._sample_and_score
-    trainer._sample_and_score = lambda rows: scored.append(rows) or original(rows)
+    recorder, kept = recorded(trainer), spy(trainer, "_generate")
+    sampled, scored = spy(trainer, "_generate_single_turn"), spy(trainer, "_calculate_rewards")
     trainer.train()
-    assert len(selections) == 3
+    assert len(recorder.selections) == 3
     refilled = logged(trainer, "pods/frac_groups_refilled")
     assert sum(refilled) > 0 and set(refilled) <= {0.0, 0.5, 1.0}
     rounds = logged(trainer, "pods/num_refill_rounds")
-    assert len(scored) == 3 + sum(rounds)
-    for selection, generated in zip(selections, kept, strict=True):
+    assert len(sampled) == 3 + sum(rounds)
+    for selection, generated in zip(recorder.selections, kept, strict=True):
         assert (selection.rewards_PN.amax(1) > selection.rewards_PN.amin(1)).all()
         texts = torch.tensor(even_reward(generated[3]))
         assert texts.tolist() == selection.rewards_PN[selection.kept_PN].tolist()
@@ -202,7 +193,9 @@ def test_refilling_replaces_constant_groups_by_other_prompts(
     prompts = {question_of(prompt) for prompt in trainer._logs["prompt"]}
     assert len(prompts) == 2 and not prompts & EASY
     # The policy's reward is that of the prompts drawn first: 1 for each easy one.
-    first = [selection.first_rewards_PNF.mean().item() for selection in selections]
+    # A step scores what it sampled, then each round's, and hands TRL the rewards of the kept.
+    firsts = [sum(2 + int(round_) for round_ in rounds[:step]) for step in range(3)]
+    first = [scored[place].mean().item() for place in firsts]
     assert logged(trainer, "reward") == pytest.approx(first)
     assert logged(trainer, "frac_reward_zero_std") == pytest.approx(refilled)
     assert all(seconds > 0 for seconds in logged(trainer, "time/sampling_seconds"))
@@ -224,11 +217,11 @@ def test_refilling_draws_the_same_prompts_again_after_a_resume(
     states = {}
     for name, checkpoint in (("whole", None), ("resumed", str(tmp_path / "whole/checkpoint-2"))):
         trainer = build(tiny_folder, tmp_path / name, **options)
-        drawn[name] = spy(trainer, "_refilled")
+        drawn[name] = recorded(trainer).batches
         trainer.train(resume_from_checkpoint=checkpoint)
         states[name] = trainer.model.state_dict()
     prompts = {
-        name: [[row["prompt"] for row in rollouts.inputs] for rollouts in batches]
+        name: [[row["prompt"] for row in batch.rows] for batch in batches]
         for name, batches in drawn.items()
     }
     assert prompts["resumed"] == prompts["whole"][2:]
@@ -254,16 +247,16 @@ def test_a_streamed_training_set_cannot_be_refilled_from(tiny_folder: str, tmp_p
     trainer = build(tiny_folder, tmp_path, refill_constant_groups=1, max_steps=1)
     trainer.train_dataset = trainer.train_dataset.to_iterable_dataset()
     with pytest.raises(ValueError, match="it is a IterableDataset"):
-        trainer._check_can_refill()
+        refuse_trainer(trainer)
 
 
 def test_defaults_select_as_before(tiny_folder: str, tmp_path: Path) -> None:
     trainer = build(tiny_folder, tmp_path, max_steps=1)
-    selections, seeds = spy(trainer, "_select"), spy(trainer, "_selection_seed")
+    recorder, seeds = recorded(trainer), spy(trainer, "_selection_seed")
     trainer.train()
-    kept_PM = select(selections[0].rewards_PN, 4, seed=seeds[0])
-    assert torch.equal(selections[0].kept_PM, kept_PM)
-    assert selections[0].group_B().tolist() == [0] * 4 + [1] * 4
+    kept_PM = select(recorder.selections[0].rewards_PN, 4, seed=seeds[0])
+    assert torch.equal(recorder.selections[0].kept_PM, kept_PM)
+    assert recorder.selections[0].group_B.tolist() == [0] * 4 + [1] * 4
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ def test_phases_add_up_and_are_handed_out_once():
     clock = PhaseClock(CPU)
     times = iter([0.0, 2.0, 10.0, 11.0, 20.0, 25.0])
     clock.now = lambda: next(times)
-    for name in ("sampling", "rewards", "sampling"):
-        with clock.phase(name):
-            pass
-    assert clock.pop() == {"sampling": 2.0 + 5.0, "rewards": 1.0}
+    # Sampling 0 to 2, rewards 2 to 10, nothing 10 to 11, sampling 11 to 20, selection 20 to 25.
+    for name in ("sampling", "rewards", None, "sampling", "selection"):
+        clock.begin(name)
+    assert clock.pop() == {"sampling": 2.0 + 9.0, "rewards": 8.0, "selection": 5.0}
     assert clock.pop() == {}
 
 

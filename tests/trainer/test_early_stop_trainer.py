@@ -9,19 +9,19 @@ import pytest
 import torch
 from trl import GRPOTrainer
 
-from helpers.harness import build, logged
+from helpers.harness import build, logged, recorded
 from helpers.tiny import even_reward, text_of
 from podsrl import PODSConfig
 from podsrl.tasks.base import make_task
-from podsrl.trl.early_stop import Scorer, refuse_early_stop
-from podsrl.trl.sampling import FastSampling
+from podsrl.trl.early_stop import Scorer
+from podsrl.trl.refusals import refuse_arguments
 
 # End tokens that random models draw often, so that rollouts end at many lengths.
 ENDS = {"generation_kwargs": {"eos_token_id": [1, 7, 11, 20, 30]}, "max_completion_length": 40}
 ON: dict[str, Any] = {"early_stop": True, "reward_bounds": [0.0, 1.0]}
 
 
-class Recorder:
+class Rewards:
     """even_reward that remembers what it was asked and logs as reward functions may."""
 
     __name__ = "recorder"
@@ -40,15 +40,14 @@ class Recorder:
         return even_reward(completions)
 
 
-def train(folder: str, output: Path, **options: Any) -> tuple[Any, Recorder, list[Any]]:
+def train(folder: str, output: Path, **options: Any) -> tuple[Any, Rewards, list[Any]]:
     """The trainer, its reward function and the selections of two steps."""
-    recorder, selections = Recorder(), []
+    rewards = Rewards()
     options = {"num_rollouts": 16, "max_steps": 2, **ENDS, **options}
-    trainer = build(folder, output, rewards=[recorder], **options)
-    select = trainer._select
-    trainer._select = lambda rewards: selections.append(select(rewards)) or selections[-1]
+    trainer = build(folder, output, rewards=[rewards], **options)
+    recorder = recorded(trainer)
     trainer.train()
-    return trainer, recorder, selections
+    return trainer, rewards, recorder.selections
 
 
 def test_stopping_keeps_the_variance_and_says_what_it_saved(
@@ -134,15 +133,15 @@ async def later(completions: list, **_: Any) -> list[float]:
 def test_arguments_that_rule_it_out(functions: Any, changes: dict, message: str) -> None:
     arguments = {"args": config(**changes), "reward_funcs": functions}
     with pytest.raises(ValueError, match=message):
-        refuse_early_stop(arguments)
-    refuse_early_stop({**arguments, "args": config(early_stop=False)})
-    refuse_early_stop({"args": None, "reward_funcs": functions})
+        refuse_arguments(arguments)
+    refuse_arguments({**arguments, "args": config(early_stop=False)})
+    refuse_arguments({"args": None, "reward_funcs": functions})
 
 
 def test_a_model_that_our_sampler_does_not_serve_rules_it_out(
     tiny_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(FastSampling, "_why_generate", lambda self: "it is a test")
+    monkeypatch.setattr("podsrl.trl.refusals.settings_or_why_generate", lambda host: "it is a test")
     with pytest.raises(ValueError, match="needs our own sampling, but it is a test"):
         build(tiny_folder, tmp_path, rewards=[even_reward], num_rollouts=16, **ENDS, **ON)
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.harness import build
+from helpers.harness import build, recorded
 from helpers.tiny import digit_reward
 from podsrl import PODSConfig
 from podsrl.core.advantage import advantages
@@ -16,11 +16,9 @@ from podsrl.core.stratified import frac_unrepresented
 def run_one_step(folder: str, output: Path, **options: Any) -> tuple[Any, Any]:
     """The trainer after a step, and what it selected."""
     trainer = build(folder, output, max_steps=1, **options)
-    seen: dict[str, Any] = {}
-    original = trainer._select
-    trainer._select = lambda rewards: seen.setdefault("selection", original(rewards))
+    recorder = recorded(trainer)
     trainer.train()
-    return trainer, seen["selection"]
+    return trainer, recorder.selections[0]
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,14 @@ import torch
 from peft import LoraConfig
 from transformers import AutoConfig
 
-from helpers.harness import build, logged
+from helpers.harness import build, logged, spy
 from helpers.tiny import FAMILIES, even_reward, save_tiny
-from podsrl import PODSTrainer
 
 
 @pytest.fixture(autouse=True)
 def always_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiny models are too small for packing to pay; these tests want to see it run."""
-    monkeypatch.setattr("podsrl.trl.packed.packed_is_cheaper", lambda *_, **__: True)
+    monkeypatch.setattr("podsrl.packing.serve.packed_is_cheaper", lambda *_, **__: True)
 
 
 def count_tokens(model: torch.nn.Module) -> list[int]:
@@ -29,12 +28,6 @@ def count_tokens(model: torch.nn.Module) -> list[int]:
 
     model.register_forward_pre_hook(hook, with_kwargs=True)
     return calls
-
-
-def kept_rollouts(trainer: PODSTrainer) -> list[tuple]:
-    kept, original = [], trainer._keep
-    trainer._keep = lambda generated: kept.append(original(generated)) or kept[-1]
-    return kept
 
 
 def parameters_after(folder: str, output: Path, **options: Any) -> tuple[list[float], list]:
@@ -81,7 +74,7 @@ def test_every_family_trains_packed_and_sampled_by_us(tmp_path: Path, family: st
     trainer = build(folder, tmp_path / "run")
     tokens = count_tokens(trainer.model)
     trainer.train()
-    assert trainer._sampling_fallback is None
+    assert trainer.prompt_once.fallback is None
     assert len([count for count in tokens if count > 30]) == 3
     trainer.save_model(str(tmp_path / "saved"))
     saved = AutoConfig.from_pretrained(tmp_path / "saved")
@@ -95,7 +88,7 @@ def test_the_update_reads_each_prompt_once_and_kept_completions_whatever_n_is(
 ) -> None:
     trainer = build(tiny_folder, tmp_path, num_rollouts=num_rollouts, beta=0.1, max_steps=1)
     policy, reference = count_tokens(trainer.model), count_tokens(trainer.ref_model)
-    kept = kept_rollouts(trainer)
+    kept = spy(trainer, "_generate")
     trainer.train()
     prompts = {tuple(ids) for ids in kept[0][0]}
     expected = sum(map(len, prompts)) + sum(map(len, kept[0][1]))
@@ -129,7 +122,7 @@ def test_padded_rows_are_used_where_packing_does_not_serve(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr("podsrl.trl.packed.packing_reason", lambda model: "it is a test")
+    monkeypatch.setattr("podsrl.packing.serve.packing_reason", lambda model: "it is a test")
     trainer = build(tiny_folder, tmp_path)
     with caplog.at_level("WARNING", logger="podsrl"):
         trainer.train()
@@ -157,6 +150,8 @@ def test_vllm_is_driven_by_its_contract(tiny_folder: str, tmp_path: Path) -> Non
     trainer = build(tiny_folder, tmp_path, num_rollouts=16, max_steps=1)
     trainer.use_vllm, trainer.vllm_generation = True, FakeEngine()
     trainer._last_loaded_step = -1
+    trainer._build_steps()  # as it does where vLLM is there from the start
+    assert trainer.prompt_once is None
     tokens = count_tokens(trainer.model)
     trainer.train()
     assert trainer.vllm_generation.calls == [(2 * 16, 16)]

@@ -8,6 +8,9 @@ import torch
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
 
+from podsrl import PODSTrainer
+
+# Of every method of GRPOTrainer that PODSTrainer overrides; which these are, the class says.
 SIGNATURES = {
     "_generate": ["self", "prompts"],
     "_generate_and_score_completions": ["self", "inputs"],
@@ -18,11 +21,39 @@ SIGNATURES = {
     "_save_checkpoint": ["self", "model", "trial"],
     "_load_optimizer_and_scheduler": ["self", "checkpoint"],
     "_get_train_sampler": ["self", "dataset"],
+    "_generate_single_turn": [
+        *("self", "prompt_ids", "images", "multimodal_fields", "num_generations"),
+        "has_tool_images",
+    ],
+    "_get_per_token_logps_and_entropies": [
+        *("self", "model", "input_ids", "attention_mask", "logits_to_keep", "batch_size"),
+        *("compute_entropy", "compute_aux_loss", "pixel_values", "image_grid_thw", "num_images"),
+        *("pixel_attention_mask", "spatial_shapes", "num_tiles", "image_sizes", "token_type_ids"),
+        *("mm_token_type_ids", "image_position_ids"),
+    ],
 }
 
 
 def _source(method: str) -> str:
     return inspect.getsource(getattr(GRPOTrainer, method))
+
+
+def overridden() -> set[str]:
+    """The methods of GRPOTrainer and its bases in whose place one of PODSTrainer stands."""
+    own = {name for name, value in vars(PODSTrainer).items() if inspect.isfunction(value)}
+    return {name for name in own if hasattr(GRPOTrainer, name)} - {"__init__"}
+
+
+def test_every_overridden_method_is_pinned_and_told_of() -> None:
+    assert set(SIGNATURES) == overridden()
+    for name in overridden():
+        assert name in (PODSTrainer.__doc__ or ""), name
+
+
+def test_one_class_overrides_and_none_of_ours_is_overridden() -> None:
+    assert PODSTrainer.__bases__ == (GRPOTrainer,)
+    ours = [each for each in PODSTrainer.__mro__ if each.__module__.startswith("podsrl")]
+    assert ours == [PODSTrainer]
 
 
 @pytest.mark.parametrize(("method", "parameters"), SIGNATURES.items())

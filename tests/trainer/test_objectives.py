@@ -116,6 +116,7 @@ def test_gradients_do_not_depend_on_micro_batches(name: str, batches: list[Any])
     gradients = []
     for trainer, inputs in batches:
         trainer.args.objective = name
+        trainer.objective_step.objective = OBJECTIVES[name]
         trainer.args.epsilon_high = None
         trainer.model.zero_grad()
         for batch in inputs:
@@ -196,7 +197,7 @@ def test_the_reference_is_sampled_once_per_prompt(
     trainer.train()
     # six questions, two a step: four steps ask the policy 8 times, the reference once for each
     assert prompts_of == {"policy": 8, "reference": 6}
-    known = trainer._reference_rewards
+    known = trainer.reference.known
     assert len(known) == 6 and all(len(rewards) == 5 for rewards in known.values())
     assert len(logged(trainer, "completions/mean_length")) == 4
     assert trainer._pending_extra_logs == {}
@@ -220,13 +221,13 @@ def test_reference_rewards_reach_the_rows_of_their_prompt(
         gradient_accumulation_steps=2,
     )
     seen = []
-    original = trainer._kept_batch
+    original = trainer.objective_step._kept_batch
 
     def spy(model: Any, inputs: dict[str, Any]) -> Any:
         seen.append(original(model, inputs)[0])
         return original(model, inputs)
 
-    monkeypatch.setattr(trainer, "_kept_batch", spy)
+    monkeypatch.setattr(trainer.objective_step, "_kept_batch", spy)
     trainer.train()
     assert len(seen) == 4
     for batch in seen:

@@ -11,12 +11,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import GRPOConfig, GRPOTrainer
 
 from helpers.tiny import digit_reward
+from podsrl import PODSConfig, PODSTrainer
 from podsrl.packing.pack import group_by_prompt
-from podsrl.trl.packed import PackedUpdate
 
 
-class Padded(GRPOTrainer):
-    """GRPOTrainer that counts the tokens its model reads."""
+class Counting:
+    """Counts the tokens that the model of a trainer reads."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -36,25 +36,33 @@ class Padded(GRPOTrainer):
         return loss
 
 
-class Packed(PackedUpdate, Padded):
-    """The same with packed rows, checked before the count begins."""
+class Padded(Counting, GRPOTrainer):
+    """TRL's trainer."""
+
+
+class Packed(Counting, PODSTrainer):
+    """Ours with n = m and packed rows, checked before the count begins."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        assert self._costs(self.model) is not None
+        assert self.packed.costs(self.model) is not None
 
 
 @pytest.fixture(autouse=True)
 def always_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tiny model is too small for packing to pay."""
-    monkeypatch.setattr("podsrl.trl.packed.packed_is_cheaper", lambda *_, **__: True)
+    monkeypatch.setattr("podsrl.packing.serve.packed_is_cheaper", lambda *_, **__: True)
 
 
-def train(trainer_class: type[Padded], folder: str, output: Path, **options: Any) -> Padded:
+def train(trainer_class: type[Any], folder: str, output: Path, **options: Any) -> Any:
     """One optimizer step on four prompts with four rollouts, in micro-batches of four rows."""
     questions = ["1+1", "2+3 is", "what is 7-4?", "9+9?", "10-1", "0+0 equals", "5", "so 8+8 makes"]
     settings = {"loss_type": "dapo", "learning_rate": 0.1, "optim": "sgd", **options}
-    config = GRPOConfig(
+    if trainer_class is Packed:
+        config_class, settings = PODSConfig, {**settings, "num_rollouts": 4, "packed_update": True}
+    else:
+        config_class = GRPOConfig
+    config = config_class(
         str(output),
         max_steps=1,
         num_generations=4,
@@ -70,7 +78,6 @@ def train(trainer_class: type[Padded], folder: str, output: Path, **options: Any
         seed=3,
         **settings,
     )
-    config.packed_update = True  # read by PackedUpdate alone
     trainer = trainer_class(
         model=AutoModelForCausalLM.from_pretrained(folder, dtype="float32"),
         reward_funcs=digit_reward,

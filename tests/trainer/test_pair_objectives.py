@@ -66,14 +66,14 @@ def test_micro_batches_change_nothing(
 def seen_batches(trainer: PODSTrainer, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Each micro-batch with the divergence by whole logits, filled while the trainer trains."""
     seen = []
-    original = trainer._kept_batch
+    original = trainer.objective_step._kept_batch
 
     def spy(model: Any, inputs: dict[str, Any]) -> Any:
         result = original(model, inputs)
         seen.append((result[0], whole_divergence(trainer, inputs)))
         return result
 
-    monkeypatch.setattr(trainer, "_kept_batch", spy)
+    monkeypatch.setattr(trainer.objective_step, "_kept_batch", spy)
     return seen
 
 

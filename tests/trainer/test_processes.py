@@ -13,6 +13,7 @@ from helpers.harness import EASY
 from podsrl import PODSConfig, select
 from podsrl.core.advantage import masked_advantages
 from podsrl.runs.rollout_log import FILE_NAME, read_rollouts
+from podsrl.trl.checks import check_settings
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -143,4 +144,4 @@ def test_a_fraction_of_a_rollout_per_process_is_refused(tmp_path: Path) -> None:
     config = PODSConfig(str(tmp_path), per_device_train_batch_size=4, num_rollouts=5, **options)
     config.per_device_train_batch_size = 2  # half a group per process, as with two processes
     with pytest.raises(ValueError, match=r"2 x 5 / 4 .* multiple of num_generations .*8"):
-        config._check_rows_per_process()
+        check_settings(config)

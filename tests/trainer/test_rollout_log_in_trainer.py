@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers.harness import build
+from helpers.harness import build, spy
 from helpers.tiny import digit_reward, text_of
 from podsrl.runs.rollout_log import FILE_NAME, attach_log, read_rollouts
 
@@ -14,14 +14,7 @@ def test_the_log_says_what_the_trainer_did(tiny_folder: str, tmp_path: Path) -> 
     """Two prompts a step, n = 8, m = 4, three steps; kept texts and advantages recomputed."""
     trainer = build(tiny_folder, tmp_path, rewards=[digit_reward], scale_rewards="group")
     attach_log(trainer, tmp_path)
-    kept_texts, original = [], trainer._keep
-
-    def spy(generated: tuple) -> tuple:
-        kept = original(generated)
-        kept_texts.append([text_of(completion) for completion in kept[3]])
-        return kept
-
-    trainer._keep = spy
+    kept = spy(trainer, "_generate")
     trainer.train()
     header, records = read_rollouts(tmp_path / FILE_NAME)
     rows = list(records)
@@ -35,7 +28,7 @@ def test_the_log_says_what_the_trainer_did(tiny_folder: str, tmp_path: Path) -> 
         logged = [
             t for row in pair for t, kept in zip(row["texts"], row["kept"], strict=True) if kept
         ]
-        assert logged == kept_texts[step]
+        assert logged == [text_of(completion) for completion in kept[step][3]]
     for row in rows:
         assert row["answer"] == str(len(row["question"]))  # the harness's data set
         assert (

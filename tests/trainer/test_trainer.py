@@ -8,14 +8,14 @@ import torch
 from peft import LoraConfig
 from trl import GRPOConfig, GRPOTrainer
 
-from helpers.harness import build, logged
+from helpers.harness import build, logged, recorded, spy
 from helpers.tiny import digit_reward, even_reward, text_of
 from podsrl import PODSConfig, PODSTrainer, select
 
 TRL_PATHS = {"fast_sampling": False, "packed_update": False}
 
 
-class Recorder:
+class Rewards:
     """Rewards that remember their calls: 1 for an even number of characters."""
 
     __name__ = "recorder"
@@ -26,13 +26,6 @@ class Recorder:
     def __call__(self, prompts: list, completions: list, answer: list, **_: Any) -> list[float]:
         self.calls.append({"prompts": prompts, "completions": completions, "answer": answer})
         return even_reward(completions)
-
-
-def spy_generated(trainer: PODSTrainer) -> list[tuple]:
-    """Collects what _keep returns: the kept rollouts of every generation batch."""
-    kept, original = [], trainer._keep
-    trainer._keep = lambda generated: kept.append(original(generated)) or kept[-1]
-    return kept
 
 
 def count_rows(model: torch.nn.Module) -> list[tuple[int, bool]]:
@@ -53,7 +46,7 @@ def parameters_changed(trainer: GRPOTrainer, folder: str) -> bool:
 
 
 def test_rewards_run_once_on_all_sampled_rollouts(tiny_folder: str, tmp_path: Path) -> None:
-    recorder = Recorder()
+    recorder = Rewards()
     trainer = build(tiny_folder, tmp_path, rewards=[recorder])
     trainer.train()
     assert len(recorder.calls) == 3  # one generation batch per step
@@ -89,11 +82,10 @@ def test_old_log_probs_are_computed_for_kept_rows_only(tiny_folder: str, tmp_pat
 
 
 def test_kept_rollouts_are_those_that_select_names(tiny_folder: str, tmp_path: Path) -> None:
-    recorder = Recorder()
+    recorder = Rewards()
     trainer = build(tiny_folder, tmp_path, rewards=[recorder], max_steps=1)
-    kept = spy_generated(trainer)
-    seeds, original = [], trainer._selection_seed
-    trainer._selection_seed = lambda: seeds.append(original()) or seeds[-1]
+    kept = spy(trainer, "_generate")
+    seeds = spy(trainer, "_selection_seed")
     trainer.train()
     completions = recorder.calls[0]["completions"]
     rewards_PN = torch.tensor(even_reward(completions)).view(2, 8)
@@ -105,9 +97,9 @@ def test_kept_rollouts_are_those_that_select_names(tiny_folder: str, tmp_path: P
 def test_reward_metrics_are_over_all_and_pods_metrics_over_kept(
     tiny_folder: str, tmp_path: Path
 ) -> None:
-    recorder = Recorder()
+    recorder = Rewards()
     trainer = build(tiny_folder, tmp_path, rewards=[recorder])
-    kept = spy_generated(trainer)
+    kept = spy(trainer, "_generate")
     trainer.train()
     for step in range(3):
         rewards = torch.tensor(even_reward(recorder.calls[step]["completions"])).double()
@@ -181,7 +173,7 @@ def test_lora_trains_the_adapter_only(tiny_folder: str, tmp_path: Path) -> None:
 def test_several_prompts_are_selected_group_by_group(tiny_folder: str, tmp_path: Path) -> None:
     """Four prompts on one device: each keeps its own m, none crowds out another."""
     trainer = build(tiny_folder, tmp_path, per_device_train_batch_size=16, max_steps=1)
-    kept = spy_generated(trainer)
+    kept = spy(trainer, "_generate")
     trainer.train()
     prompt_ids = kept[0][0]
     assert len(prompt_ids) == 16
@@ -193,10 +185,10 @@ def test_several_prompts_are_selected_group_by_group(tiny_folder: str, tmp_path:
 def test_weighted_rewards_decide_the_choice(tiny_folder: str, tmp_path: Path) -> None:
     """With weights (0, 1) the kept set is that of the second reward alone."""
     both = build(tiny_folder, tmp_path / "both", max_steps=1, reward_weights=[0.0, 1.0])
-    kept_both = spy_generated(both)
+    kept_both = spy(both, "_generate")
     both.train()
     alone = build(tiny_folder, tmp_path / "alone", rewards=[even_reward], max_steps=1)
-    kept_alone = spy_generated(alone)
+    kept_alone = spy(alone, "_generate")
     alone.train()
     assert kept_both[0][1] == kept_alone[0][1]
 
@@ -208,11 +200,10 @@ def test_a_rollout_without_reward_is_never_kept_while_a_scored_one_is_left(
         return [None if i % 8 < 3 else float(i % 2) for i in range(len(completions))]
 
     trainer = build(tiny_folder, tmp_path, rewards=[failing])
-    rows = []
-    original = trainer._select
-    trainer._select = lambda rewards: rows.append(original(rewards)) or rows[-1]
+    chosen = recorded(trainer)
     trainer.train()
-    for selection in rows:
+    assert len(chosen.selections) == 3
+    for selection in chosen.selections:
         assert selection.kept_PM.min() >= 3
     assert logged(trainer, "pods/frac_no_reward") == [pytest.approx(3 / 8)] * 3
     assert logged(trainer, "reward") == [pytest.approx(3 / 5)] * 3  # members 3, 5, 7 of 3..7
@@ -234,12 +225,10 @@ def test_advantages_from_all_use_the_mean_of_all(tiny_folder: str, tmp_path: Pat
     trainer = build(
         tiny_folder, tmp_path, rewards=[digit_reward], advantage_from="all", max_steps=1
     )
-    seen: dict[str, Any] = {}
-    original = trainer._select
-    trainer._select = lambda rewards: seen.setdefault("selection", original(rewards))
+    chosen = recorded(trainer)
     trainer.train()
-    rewards_PN = seen["selection"].rewards_PN
-    kept = rewards_PN.gather(1, seen["selection"].kept_PM)
+    rewards_PN = chosen.selections[0].rewards_PN
+    kept = rewards_PN.gather(1, chosen.selections[0].kept_PM)
     mean, std = rewards_PN.mean(1, keepdim=True), rewards_PN.std(1, keepdim=True)
     expected = ((kept - mean) / (std + 1e-4)).flatten()
     assert torch.tensor(list(trainer._logs["advantages"])) == pytest.approx(expected, abs=1e-5)
@@ -260,7 +249,7 @@ def test_extra_columns_of_rewards_are_trimmed_to_the_kept_rows(
 
 
 def test_evaluation_samples_and_scores_as_trl_does(tiny_folder: str, tmp_path: Path) -> None:
-    recorder = Recorder()
+    recorder = Rewards()
     trainer = build(tiny_folder, tmp_path, rewards=[recorder], num_generations_eval=2)
     metrics = trainer.evaluate()
     assert sum(len(call["completions"]) for call in recorder.calls) == 6 * 2
@@ -270,12 +259,11 @@ def test_evaluation_samples_and_scores_as_trl_does(tiny_folder: str, tmp_path: P
 def test_resuming_gives_the_run_that_was_not_interrupted(tiny_folder: str, tmp_path: Path) -> None:
     """Steps 3 and 4 after a resume are those of the whole run: same choices, same parameters."""
     options = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
-    seeds: dict[str, list[int]] = {"whole": [], "resumed": []}
+    seeds: dict[str, list[int]] = {}
     states = {}
     for name, checkpoint in (("whole", None), ("resumed", str(tmp_path / "whole/checkpoint-2"))):
         trainer = build(tiny_folder, tmp_path / name, **options)
-        original = trainer._selection_seed
-        trainer._selection_seed = lambda o=original, n=name: seeds[n].append(o()) or seeds[n][-1]
+        seeds[name] = spy(trainer, "_selection_seed")
         trainer.train(resume_from_checkpoint=checkpoint)
         states[name] = trainer.model.state_dict()
     assert seeds["resumed"] == seeds["whole"][2:]
@@ -328,11 +316,6 @@ def test_config_defaults(tmp_path: Path) -> None:
         "max_variance",
         "kept",
     )
-    assert set(PODSConfig.__annotations__) == {
-        *("num_rollouts", "selection_rule", "num_generations_start", "num_generations_steps"),
-        *("budget", "budget_floor", "budget_cap", "refill_constant_groups"),
-        *("fast_sampling", "packed_update", "early_stop", "reward_bounds"),
-    }
     assert config.fast_sampling and config.packed_update
     equal = PODSConfig(str(tmp_path), use_cpu=True, bf16=False, num_rollouts=8)
     assert not equal.fast_sampling and not equal.packed_update

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from podsrl.core import allocate, order
-from podsrl.core.rules import NEEDS_LENGTHS, RULES
+from podsrl.core.rules import NEEDS_LENGTHS, RULES, prefix_moments
 
 FLOORS = (0, 2)
 
@@ -145,8 +145,10 @@ def _values_of(rewards_PN: Tensor, cap: int) -> Tensor:
     highs_PN = lows_PN.gather(1, (num_scored_P1 - 1 - positions_N) % num_rollouts)
     bottom_P1, top_P1 = lows_PN[:, :1], highs_PN[:, :1]
     counts_K = torch.arange(cap + 1, device=rewards_PN.device)
-    mean_low_PK, spread_low_PK = _prefix_moments((lows_PN - bottom_P1)[:, :cap], counts_K)
-    mean_high_PK, spread_high_PK = _prefix_moments((top_P1 - highs_PN)[:, :cap], counts_K)
+    from_bottom_PN = (lows_PN - bottom_P1).nan_to_num(nan=0.0)
+    from_top_PN = (top_P1 - highs_PN).nan_to_num(nan=0.0)
+    mean_low_PK, spread_low_PK = prefix_moments(from_bottom_PN[:, :cap], counts_K)
+    mean_high_PK, spread_high_PK = prefix_moments(from_top_PN[:, :cap], counts_K)
     num_high_KA = (counts_K.unsqueeze(1) - counts_K).clamp(min=0)
     between_KA = (counts_K * num_high_KA).double() / counts_K.clamp(min=1).unsqueeze(1)
     range_P11 = (top_P1 - bottom_P1).nan_to_num(nan=0.0).unsqueeze(2)
@@ -155,15 +157,6 @@ def _values_of(rewards_PN: Tensor, cap: int) -> Tensor:
     spread_PKA += spread_low_PK.unsqueeze(1) + spread_high_PK[:, num_high_KA]
     values_PK = spread_PKA.masked_fill_(counts_K > counts_K.unsqueeze(1), -torch.inf).amax(2)
     return values_PK.clamp_(min=0.0).gather(1, counts_K.minimum(num_scored_P1))
-
-
-def _prefix_moments(values_PM: Tensor, counts_K: Tensor) -> tuple[Tensor, Tensor]:
-    """Means and sums of squared deviations of the first 0, 1, 2, ... values (P, K); NaN is 0."""
-    values_PM = values_PM.nan_to_num(nan=0.0)
-    sums_PK = torch.nn.functional.pad(values_PM.cumsum(1), (1, 0))
-    squares_PK = torch.nn.functional.pad(values_PM.square().cumsum(1), (1, 0))
-    means_PK = sums_PK / counts_K.clamp(min=1)
-    return means_PK, squares_PK - sums_PK * means_PK
 
 
 def _worth(rewards_PN: Tensor, total: int, cap: int) -> Tensor:

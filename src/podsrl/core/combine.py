@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 EPSILON = 1e-4
+SUM_THEN_NORMALIZE = "sum_then_normalize"
+NORMALIZE_THEN_SUM = "normalize_then_sum"
 
 
 def combine(
-    rewards_PNF: Tensor, weights_F: Tensor, *, aggregation: str = "sum_then_normalize"
+    rewards_PNF: Tensor, weights_F: Tensor, *, aggregation: str = SUM_THEN_NORMALIZE
 ) -> Tensor:
     """The reward of each rollout, (P, N): the weighted sum over the reward functions.
 
@@ -24,7 +26,7 @@ def combine(
 
     Example: rewards (1, 0.25) with weights (1, 0.1) give 1.025.
     """
-    if aggregation == "normalize_then_sum":
+    if aggregation == NORMALIZE_THEN_SUM:
         rewards_PNF = _standardise(rewards_PNF)
     summed_PN = (rewards_PNF * weights_F.to(rewards_PNF.device)).nansum(dim=-1)
     return summed_PN.masked_fill(rewards_PNF.isnan().all(dim=-1), torch.nan)

@@ -183,8 +183,8 @@ def _best_split(lows_PM: Tensor, highs_PM: Tensor) -> Tensor:
     bottom_P1, top_P1 = lows_PM[:, :1], highs_PM[:, :1]
     num_low_K = torch.arange(num_kept + 1, device=lows_PM.device)
     num_high_K = num_kept - num_low_K
-    mean_low_PK, spread_low_PK = _prefix_moments(lows_PM - bottom_P1, num_low_K)
-    mean_high_PK, spread_high_PK = _prefix_moments(top_P1 - highs_PM, num_low_K)
+    mean_low_PK, spread_low_PK = prefix_moments(lows_PM - bottom_P1, num_low_K)
+    mean_high_PK, spread_high_PK = prefix_moments(top_P1 - highs_PM, num_low_K)
     gap_PK = (top_P1 - bottom_P1) - mean_low_PK - mean_high_PK.flip(1)
     between_K = (num_low_K * num_high_K).double() / num_kept
     spread_PK = spread_low_PK + spread_high_PK.flip(1) + between_K * gap_PK.square()
@@ -194,8 +194,11 @@ def _best_split(lows_PM: Tensor, highs_PM: Tensor) -> Tensor:
     return torch.where(spread_PK >= least_P1, balance_K, -4 * num_kept).argmax(1)
 
 
-def _prefix_moments(values_PM: Tensor, counts_K: Tensor) -> tuple[Tensor, Tensor]:
-    """Return means and sums of squared deviations of the first 0, 1, ..., m values (P, K)."""
+def prefix_moments(values_PM: Tensor, counts_K: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and sums of squared deviations of the first 0, 1, ..., m values, twice (P, K).
+
+    values_PM: without NaN. counts_K: 0 .. m. Example: (1, 3) gives means (0, 1, 2), sums (0, 0, 2).
+    """
     counts_K = counts_K.clamp(min=1)
     sums_PK = torch.nn.functional.pad(values_PM.cumsum(1), (1, 0))
     squares_PK = torch.nn.functional.pad(values_PM.square().cumsum(1), (1, 0))

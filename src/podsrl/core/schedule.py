@@ -34,7 +34,7 @@ def smallest_unit(num_kept: int, batch_size: int) -> int:
     return num_kept // math.gcd(num_kept, batch_size)
 
 
-def num_kept(args: Any, state: Any) -> int:
+def num_kept_now(args: Any, state: Any) -> int:
     """How many rollouts per prompt a run with these arguments keeps in the state it is in."""
     start, end = args.num_generations_start, args.num_generations
     if start is None:

@@ -153,3 +153,38 @@ def _checked_lengths(lengths: Any, rewards_PN: Tensor, rule: str) -> Tensor:
     if not ((lengths_PN >= 0) & (lengths_PN < torch.inf)).all():
         raise ValueError("lengths must be finite and >= 0; count the tokens of each rollout")
     return lengths_PN
+
+
+def select_mask(rewards_PN: Tensor, keep: int, **options: Any) -> Tensor:
+    """What `select` keeps, with the same arguments, as a bool mask (P, N)."""
+    return as_mask(select(rewards_PN, keep, **options), rewards_PN.shape[1])
+
+
+def as_mask(kept: Tensor, num_rollouts: int) -> Tensor:
+    """Return kept rollouts as a bool mask (P, N); a mask is handed back as it is.
+
+    Args:
+        kept: (P, N) bool, or (P, M) int64 positions as `podsrl.select` returns.
+        num_rollouts: N.
+
+    Raises:
+        ValueError: a mask of another width, or anything but two dimensions of bool or int64.
+
+    Example:
+        >>> as_mask(torch.tensor([[0, 2]]), 4)
+        tensor([[ True, False,  True, False]])
+    """
+    if kept.ndim != 2 or kept.dtype not in (torch.bool, torch.int64):
+        raise ValueError(
+            f"kept rollouts have shape {tuple(kept.shape)} and dtype {kept.dtype}; pass (P, N) "
+            "bool or (P, M) int64 positions."
+        )
+    if kept.dtype == torch.int64:
+        empty_PN = torch.zeros(len(kept), num_rollouts, dtype=torch.bool, device=kept.device)
+        return empty_PN.scatter_(1, kept, True)
+    if kept.shape[1] != num_rollouts:
+        raise ValueError(
+            f"the mask is {kept.shape[1]} wide, but groups have {num_rollouts} rollouts: pass one "
+            "value per sampled rollout."
+        )
+    return kept

@@ -1,32 +1,119 @@
-"""What a generation batch was scored, which rollouts it keeps, and the metrics of both.
+"""The method as one call: rewards of all rollouts in, what is kept and what it is worth out.
+
+This is what every host calls: PODSTrainer, examples/loop.py, and whatever samples and trains
+elsewhere. A host brings rewards, a seed that all of its processes share and, for some rules,
+lengths; it takes back rows, advantages and numbers.
 
 Shape letters: P prompts, N sampled rollouts, M kept rollouts, F reward functions, B kept rows.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from podsrl.core.advantage import advantages, masked_advantages
 from podsrl.core.budget import pooled, select_counts
-from podsrl.core.combine import combine
-from podsrl.core.mask import as_mask
-from podsrl.core.select import select
-from podsrl.core.statistics import reward_statistics, selection_statistics
-from podsrl.core.stratified import frac_unrepresented
+from podsrl.core.combine import SUM_THEN_NORMALIZE, combine
+from podsrl.core.select import select_mask
+from podsrl.core.statistics import mask_statistics
+from podsrl.core.stratified import frac_unrepresented, stratified_weights
 
 BUDGETS = ("per_prompt", "pooled")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Selector:
+    """Settings of the choice; called with the rewards of all n rollouts it gives a `Selection`.
+
+    num_kept: m, of every prompt with the budget "per_prompt", on average with "pooled", where
+        `podsrl.core.budget.pooled` says how many each keeps.
+    rule: a key of `podsrl.RULES`.
+    budget, budget_floor, budget_cap: one of `BUDGETS`; the others are for "pooled".
+    weights_F: what each reward function counts; None counts all alike.
+    aggregation: how the functions become one reward, see `podsrl.core.combine`.
+    advantage: keyword arguments of `podsrl.core.advantage.advantages`.
+
+    Raises, when called: `ValueError` for rewards that are not (P, N, F) and as `select`, `pooled`
+    and `advantages` do.
+
+    Example:
+        >>> chosen = Selector(num_kept=2)(torch.tensor([[[0.0], [0.0], [0.0], [1.0]]]))
+        >>> chosen.kept_PN.sum(), chosen.kept_PN[0, 3]  # the success and one of the failures
+        (tensor(2), tensor(True))
+        >>> chosen.advantages_B  # (0 - 1/2) / sqrt(1/2), and its mirror
+        tensor([-0.7070,  0.7070])
+    """
+
+    num_kept: int
+    rule: str = "max_variance"
+    budget: str = "per_prompt"
+    budget_floor: int = 0
+    budget_cap: int | None = None
+    weights_F: Tensor | None = None
+    aggregation: str = SUM_THEN_NORMALIZE
+    advantage: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(
+        self, rewards_PNF: Tensor, *, seed: int = 0, lengths_PN: Tensor | None = None
+    ) -> "Selection":
+        """Choose; the same rewards and seed give the same choice in every process.
+
+        Args:
+            rewards_PNF: of all prompts of all processes, NaN where a function gave none.
+            seed: decides ties, and the rule "random".
+            lengths_PN: tokens, for the rules in `NEEDS_LENGTHS`.
+        """
+        rewards_PN = self.combined(rewards_PNF)
+        return Selection(self, rewards_PNF, rewards_PN, self._keep(rewards_PN, seed, lengths_PN))
+
+    def combined(self, rewards_PNF: Tensor) -> Tensor:
+        """The one reward of each rollout (P, N) that the rule ranks."""
+        if rewards_PNF.ndim != 3:
+            raise ValueError(
+                f"rewards have shape {tuple(rewards_PNF.shape)}; pass (P, N, F): prompts, rollouts "
+                "of each, reward functions. One function is rewards_PN.unsqueeze(-1)."
+            )
+        weights_F = self.weights_F
+        if weights_F is None:
+            weights_F = rewards_PNF.new_ones(rewards_PNF.shape[-1])
+        return combine(rewards_PNF, weights_F, aggregation=self.aggregation)
+
+    def _keep(self, rewards_PN: Tensor, seed: int, lengths_PN: Tensor | None) -> Tensor:
+        if self.budget == "per_prompt":
+            return select_mask(
+                rewards_PN, self.num_kept, rule=self.rule, seed=seed, lengths=lengths_PN
+            )
+        if self.budget != "pooled":
+            raise ValueError(f"budget is {self.budget!r}; choose one of {', '.join(BUDGETS)}.")
+        total = self.num_kept * len(rewards_PN)
+        counts_P = pooled(
+            rewards_PN, total, floor=self.budget_floor, cap=self.budget_cap, seed=seed
+        )
+        return select_counts(rewards_PN, counts_P, rule=self.rule, seed=seed, lengths_PN=lengths_PN)
+
+
 @dataclass
 class Selection:
-    """Rewards of all sampled rollouts of all processes, and which rollouts are kept."""
+    """Rewards of all sampled rollouts of all processes, which are kept, and what these are worth.
 
+    Properties are computed when they are asked for: a host that has its own advantages pays for
+    none of ours.
+    """
+
+    selector: Selector
     rewards_per_func_PNF: Tensor
     rewards_PN: Tensor
     kept_PN: Tensor
     """bool; prompts may keep different numbers of rollouts."""
-    first_rewards_PNF: Tensor | None = None
-    """Rewards of the prompts that the data loader drew, where other prompts took their place."""
+    kept_rows_B: Tensor = field(init=False)
+    """Indices of the kept rollouts into the flat list of all sampled ones, ascending."""
+
+    def __post_init__(self) -> None:
+        # Every host asks for these several times, and on CUDA each `nonzero` waits for the device.
+        self.kept_rows_B = self.kept_PN.flatten().nonzero().squeeze(1)
 
     @property
     def kept_PM(self) -> Tensor:
@@ -35,56 +122,41 @@ class Selection:
         if not bool((counts_P == counts_P[0]).all()):
             raise ValueError(
                 f"the groups keep {counts_P.tolist()} rollouts, which no (P, M) tensor holds: use "
-                "kept_PN, or kept_rows() with group_B()."
+                "kept_PN, or kept_rows_B with group_B."
             )
         return self.kept_PN.nonzero()[:, 1].view(len(self.kept_PN), -1)
 
-    def kept_rows(self) -> Tensor:
-        """Indices of the kept rollouts into the flat list of all sampled ones, ascending, (B,)."""
-        return self.kept_PN.flatten().nonzero().squeeze(1)
-
+    @property
     def group_B(self) -> Tensor:
-        """The prompt of each kept rollout, in the order of `kept_rows`, (B,)."""
+        """The prompt of each kept rollout, in the order of `kept_rows_B`."""
         return self.kept_PN.nonzero()[:, 0]
 
-    def reward_metrics(self, weights: Tensor, names: list[str]) -> dict[str, Tensor]:
-        """Rewards over all sampled rollouts, under the names in which TRL reports kept ones."""
-        first_PNF = self.first_rewards_PNF
-        rewards_PNF = self.rewards_per_func_PNF if first_PNF is None else first_PNF
-        values = reward_statistics(combine(rewards_PNF, weights))
-        for i, name in enumerate(names):
-            each = reward_statistics(rewards_PNF[..., i])
-            values[f"rewards/{name}/mean"] = each["reward"]
-            values[f"rewards/{name}/std"] = each["reward_std"]
-        return values
+    @property
+    def advantages_B(self) -> Tensor:
+        """The advantage of each kept rollout, weights applied, in the order of `kept_rows_B`."""
+        options = self.selector.advantage
+        if self.selector.budget == "pooled":
+            return masked_advantages(self.rewards_PN, self.kept_PN, **options)[self.kept_PN]
+        return advantages(self.rewards_PN, self.kept_PM, **options).flatten()
 
-    def kept_metrics(self, *, stratified: bool = False) -> dict[str, Tensor]:
-        """What the selection did, under `pods/`, and what stratified weights cannot make good."""
-        kept = selection_statistics(self.rewards_PN, self.kept_PN)
-        if stratified:
-            kept["frac_unrepresented"] = frac_unrepresented(self.rewards_PN, self.kept_PN)
-        return {f"pods/{name}": value for name, value in kept.items()}
+    @property
+    def weights_B(self) -> Tensor:
+        """How many sampled rollouts each kept one stands for, as a share of its fair part.
 
+        1 without stratified weights. Part of `advantages_B` already.
+        """
+        if not self._is_stratified:
+            return torch.ones_like(self.rewards_PN[self.kept_PN])
+        return stratified_weights(self.rewards_PN, self.kept_PN)[self.kept_PN]
 
-def choose(
-    rewards_PN: Tensor,
-    num_kept: int,
-    *,
-    rule: str,
-    budget: str = "per_prompt",
-    floor: int = 0,
-    cap: int | None = None,
-    seed: int = 0,
-    lengths_PN: Tensor | None = None,
-) -> Tensor:
-    """Return the kept rollouts as a mask (P, N): `num_kept` per prompt, or as many on average.
+    @property
+    def _is_stratified(self) -> bool:
+        return self.selector.advantage.get("weights") == "stratified"
 
-    `per_prompt` is `podsrl.select`; `pooled` is `podsrl.core.budget.pooled`, of which each prompt
-    then keeps its number by the same rule. `lengths_PN` is for the rules in `NEEDS_LENGTHS`.
-    """
-    if budget == "per_prompt":
-        kept_PM = select(rewards_PN, num_kept, rule=rule, seed=seed, lengths=lengths_PN)
-        return as_mask(kept_PM, rewards_PN.shape[1])
-    total = num_kept * len(rewards_PN)
-    counts_P = pooled(rewards_PN, total, floor=floor, cap=cap, seed=seed)
-    return select_counts(rewards_PN, counts_P, rule=rule, seed=seed, lengths_PN=lengths_PN)
+    def numbers(self) -> dict[str, Tensor]:
+        """What the choice did, as scalars: `mask_statistics`, and what weights cannot mend."""
+        is_best = self.selector.rule == "max_variance"
+        found = mask_statistics(self.rewards_PN, self.kept_PN, is_best=is_best)
+        if self._is_stratified:
+            found["frac_unrepresented"] = frac_unrepresented(self.rewards_PN, self.kept_PN)
+        return found

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from podsrl.core.budget import select_counts
-from podsrl.core.mask import as_mask
+from podsrl.core.select import as_mask
 
 # Rewards that differ from their mean by less than this share of the largest reward equal it; the
 # rounding error of a mean lies below.
@@ -60,12 +60,21 @@ def selection_statistics(rewards_PN: Tensor, kept: Tensor) -> dict[str, Tensor]:
 
     Example: rewards (0, 0, 0, 1), kept (0, 1): variance 0 of at best 0.25, so the share is 0.
     """
-    kept_PN = as_mask(kept, rewards_PN.shape[1])
+    return mask_statistics(rewards_PN, as_mask(kept, rewards_PN.shape[1]))
+
+
+def mask_statistics(
+    rewards_PN: Tensor, kept_PN: Tensor, *, is_best: bool = False
+) -> dict[str, Tensor]:
+    """`selection_statistics` of a mask (P, N).
+
+    is_best: whether `max_variance` chose, whose share of the best variance is 1 by what it is, so
+    that it need not run a second time.
+    """
     counts_P = kept_PN.sum(1)
     kept_rewards_PN = rewards_PN.double().masked_fill(~kept_PN, torch.nan)
-    best_PN = select_counts(rewards_PN, counts_P)
-    best_P = group_variance(rewards_PN.double().masked_fill(~best_PN, torch.nan))
     variance_P = group_variance(kept_rewards_PN)
+    best_P = variance_P if is_best else _best_variance(rewards_PN, counts_P)
     share_P = (variance_P / best_P).masked_fill(best_P == 0, torch.nan)
     has_kept_P = counts_P > 0
     num_constant = (is_constant(kept_rewards_PN) & has_kept_P).sum()
@@ -96,6 +105,30 @@ def reward_statistics(rewards_PN: Tensor) -> dict[str, Tensor]:
         "reward_std": ((centred**2).nansum() / degrees).sqrt(),
         "frac_reward_zero_std": is_constant(rewards_PN).double().mean(),
     }
+
+
+def _best_variance(rewards_PN: Tensor, counts_P: Tensor) -> Tensor:
+    """Largest variance that so many rollouts of each group can have, (P,)."""
+    best_PN = select_counts(rewards_PN, counts_P)
+    return group_variance(rewards_PN.double().masked_fill(~best_PN, torch.nan))
+
+
+def reward_metrics(rewards_PN: Tensor, rewards_PNF: Tensor, names: list[str]) -> dict[str, Tensor]:
+    """The policy's quality over all sampled rollouts, named as TRL names that of kept ones.
+
+    Args:
+        rewards_PN: the weighted sums.
+        rewards_PNF, names: of the reward functions; NaN where a function gave none.
+
+    Example: rewards (0, 1) of one function "right", weight 1: `reward` and `rewards/right/mean` are
+    0.5.
+    """
+    values = reward_statistics(rewards_PN)
+    for i, name in enumerate(names):
+        each = reward_statistics(rewards_PNF[..., i])
+        values[f"rewards/{name}/mean"] = each["reward"]
+        values[f"rewards/{name}/std"] = each["reward_std"]
+    return values
 
 
 def _deviations(rewards_PN: Tensor) -> Tensor:

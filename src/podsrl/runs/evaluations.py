@@ -30,6 +30,7 @@ from podsrl.runs.clock import TrainingClock
 from podsrl.runs.json_lines import append_lines, keep_until, read_lines
 from podsrl.runs.settings import RunArguments
 from podsrl.tasks import Task
+from podsrl.trl.sampling import autocast_dtype, unwrapped_policy
 
 CURVE = "curve.jsonl"
 REWARDS = {"reward": "reward", "kept_reward": "pods/kept_reward_mean"}
@@ -142,9 +143,9 @@ class EvaluationCurve(TrainerCallback, ExportableState):
     def _policy(self) -> Iterator[Any]:
         """The model as sampling in training sees it: unwrapped, and in its precision."""
         trainer = self.trainer
-        dtype = trainer._autocast_dtype()
+        dtype = autocast_dtype(trainer)
         with (
-            trainer._unwrapped_policy() as model,
+            unwrapped_policy(trainer) as model,
             torch.autocast(trainer.accelerator.device.type, dtype=dtype, enabled=dtype is not None),
         ):
             yield model

@@ -223,7 +223,7 @@ def batch_records(
     num_rollouts = selection.rewards_PN.shape[1]
     rewards_PN = selection.rewards_PN[: len(rows)].tolist()
     parts_PFN = selection.rewards_per_func_PNF[: len(rows)].transpose(1, 2).tolist()
-    kept = set(selection.kept_rows().tolist())
+    kept = set(selection.kept_rows_B.tolist())
     missing = [None] * (len(rows) * num_rollouts - len(completions))
     completions, lengths = [*completions, *missing], [*num_tokens, *missing]
     records = []

@@ -137,6 +137,13 @@ def _or(value: Any, default: Any) -> Any:
     return default if value is None else value
 
 
+def settings_or_reason(
+    model: PreTrainedModel, generation_config: GenerationConfig
+) -> SamplingSettings | str:
+    """What to sample, or the reason of `can_sample` why our sampler does not serve it."""
+    return can_sample(model, generation_config) or settings_from(model, generation_config)
+
+
 def can_sample(model: PreTrainedModel, generation_config: GenerationConfig) -> str | None:
     """None when `sample` serves this model and config exactly, else the reason it does not.
 

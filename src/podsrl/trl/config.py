@@ -1,32 +1,170 @@
-"""PODSConfig: GRPOConfig with the fields of PODS."""
+"""PODSConfig: GRPOConfig with the fields of PODS. What they rule out stands in checks.py."""
 
 from dataclasses import dataclass, field
-from math import inf
+from typing import Any
 
-from podsrl.core.budget import FLOORS
-from podsrl.core.schedule import smallest_unit
+from trl import GRPOConfig
+
+from podsrl.core.advantage import ESTIMATORS
+from podsrl.core.objectives import OBJECTIVES, Objective
 from podsrl.core.select import RULES
-from podsrl.core.selection import BUDGETS
-from podsrl.trl.advantage_config import AGGREGATION
-from podsrl.trl.objective_config import ObjectiveConfig
+from podsrl.trl.checks import check_settings, settings_needing_all
+from podsrl.trl.objective_checks import (
+    DEFAULT_REFERENCE_ROLLOUTS,
+    GRPO,
+    fill_in_objective_options,
+)
 
 DEFAULT_ROLLOUTS_PER_KEPT = 4
 
 
 @dataclass
-class PODSConfig(ObjectiveConfig):
+class PODSConfig(GRPOConfig):
     """GRPOConfig in which n rollouts are sampled per prompt and m = `num_generations` are trained.
 
     Every batch size keeps its GRPO meaning, counted in kept rollouts: a step with
     `per_device_train_batch_size=8, gradient_accumulation_steps=2, num_generations=4` trains on 16
     rollouts of 4 prompts per device, whatever n is.
 
-    Raises `ValueError` for n < m, an unknown rule, advantage source or budget, for batch sizes that
-    cannot hold whole rollouts, and for options that exclude each other.
+    Raises `ValueError` for n < m, unknown names, numbers out of range, batch sizes that cannot hold
+    whole rollouts, and for settings that exclude each other or would have no effect.
 
     Example: `PODSConfig(num_generations=16, num_rollouts=64)` is the paper's main setting.
     """
 
+    # Which advantages the kept rollouts get.
+    advantage: str = field(
+        default="grpo",
+        metadata={
+            "help": f"Estimator of the advantages: {', '.join(ESTIMATORS)}. Only grpo divides as "
+            "scale_rewards says; docs/methods.md has the formulas."
+        },
+    )
+    advantage_from: str | None = field(
+        default=None,
+        metadata={
+            "help": "Rewards that advantages compare with: 'kept' (the m kept rollouts, the "
+            "paper's choice) or 'all' (the n sampled ones). Default: 'all' for advantage='krpo' "
+            "and advantage_weights='stratified', which need them, else 'kept'."
+        },
+    )
+    advantage_weights: str = field(
+        default="none",
+        metadata={
+            "help": "'stratified' weighs kept rollouts so that on average they teach what all n "
+            "would, for rewards with few values (0/1). 'none' is the paper's choice."
+        },
+    )
+    krpo_process_variance: float = field(
+        default=1e-5,
+        metadata={"help": "advantage='krpo': variance of the reward level's drift per rollout."},
+    )
+    krpo_observation_variance: float = field(
+        default=1e-2,
+        metadata={"help": "advantage='krpo': variance of a reward around its level."},
+    )
+    krpo_order: str = field(
+        default="generation",
+        metadata={"help": "advantage='krpo': rewards are read in 'generation' or 'sorted' order."},
+    )
+    krpo_innovation: bool = field(
+        default=False,
+        metadata={
+            "help": "advantage='krpo': compare a reward with the estimate from before it was read, "
+            "instead of, as published, after."
+        },
+    )
+
+    # Options of objectives over pairs; None takes the objective's own value.
+    pair_mode: str | None = field(
+        default=None,
+        metadata={
+            "help": "Pair objectives: 'extremes' pairs a group's i-th highest with its i-th lowest "
+            "kept reward, 'all' every two of different reward. Default: extremes."
+        },
+    )
+    tdpo_alpha: float | None = field(
+        default=None,
+        metadata={"help": "objective='tdpo2': weight of the divergence. Default: 0.5."},
+    )
+    bmc_delta: float | None = field(
+        default=None,
+        metadata={
+            "help": "objective='bmc': most that a token's weight grows where the rollouts of a "
+            "pair differ. Default: 2."
+        },
+    )
+    rbrm_alpha: float | None = field(
+        default=None,
+        metadata={
+            "help": "objective='rbrm': confidence in a pair is sigmoid(rbrm_alpha x difference of "
+            "its rewards). Default: 7.5."
+        },
+    )
+    sdpo_first_turn: int | None = field(
+        default=None,
+        metadata={"help": "objective='sdpo': first turn that is compared. Default: 0."},
+    )
+    sdpo_num_turns: int | None = field(
+        default=None,
+        metadata={"help": "objective='sdpo': number of turns compared. Default: to the end."},
+    )
+    veripo_policy_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "objective='veripo': steps of TRL's loss in turn with pairs. Default: 8."
+        },
+    )
+    veripo_pair_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "objective='veripo': steps of pairs in turn with TRL's loss. Default: 2."
+        },
+    )
+    veripo_drop_solved: float | None = field(
+        default=None,
+        metadata={
+            "help": "objective='veripo': share by which prompts that all n rollouts solve (first "
+            "reward function 1) count less in pair steps. Default: 0.8."
+        },
+    )
+
+    # What is minimised on the kept rollouts.
+    objective: str = field(
+        default=GRPO,
+        metadata={
+            "help": "What is minimised on the kept rollouts: 'grpo' (TRL's loss, as loss_type says)"
+            f" or one of {', '.join(OBJECTIVES)}. See docs/methods.md."
+        },
+    )
+    beta: float | None = field(
+        default=None,
+        metadata={
+            "help": "Strength of the pull to the reference policy: TRL's KL coefficient for 'grpo',"
+            " rewards per nat of log-ratio for the others. Default: the objective's own; 0 for "
+            "those without a reference."
+        },
+    )
+    rebel_eta: float | None = field(
+        default=None,
+        metadata={"help": "objective='rebel': nats that one unit of reward asks for. Default: 1."},
+    )
+    value_beta: float | None = field(
+        default=None,
+        metadata={
+            "help": "objective='astar_po': between the best (towards 0) and the mean reward "
+            "(large) of the reference as its value. Default: 0.5."
+        },
+    )
+    num_reference_rollouts: int | None = field(
+        default=None,
+        metadata={
+            "help": "astar_po, qrpo: rollouts sampled once per prompt from the reference policy. "
+            f"Default: {DEFAULT_REFERENCE_ROLLOUTS}."
+        },
+    )
+
+    # What is sampled and what is kept of it.
     num_rollouts: int | None = field(
         default=None,
         metadata={
@@ -38,7 +176,6 @@ class PODSConfig(ObjectiveConfig):
         default="max_variance",
         metadata={"help": f"Rule that chooses the kept rollouts: {', '.join(RULES)}."},
     )
-
     budget: str = field(
         default="per_prompt",
         metadata={
@@ -75,7 +212,6 @@ class PODSConfig(ObjectiveConfig):
             "rewards are all equal are replaced by other prompts of the training set."
         },
     )
-
     fast_sampling: bool | None = field(
         default=None,
         metadata={
@@ -90,7 +226,6 @@ class PODSConfig(ObjectiveConfig):
             "TRL's padded rows. Default: on when n > m; with n = m training is TRL's bit for bit."
         },
     )
-
     early_stop: bool = field(
         default=False,
         metadata={
@@ -107,115 +242,51 @@ class PODSConfig(ObjectiveConfig):
     )
 
     def __post_init__(self) -> None:
+        # Before TRL counts with them: what None stands for in the fields of the objective.
+        fill_in_objective_options(self)
         super().__post_init__()
+        self._fill_in()
+        check_settings(self)
+
+    def _fill_in(self) -> None:
+        if self.advantage_from is None:
+            self.advantage_from = "all" if settings_needing_all(self) else "kept"
         if self.num_rollouts is None:
             self.num_rollouts = DEFAULT_ROLLOUTS_PER_KEPT * self.num_generations
-        self._check_selection()
         samples_more = self.num_rollouts > self.num_generations
         self.fast_sampling = samples_more if self.fast_sampling is None else self.fast_sampling
         self.packed_update = samples_more if self.packed_update is None else self.packed_update
-        self._check_rows_per_process()
-        self._check_budget()
-        self._check_schedule()
-        if self.early_stop:
-            self._check_early_stop()
+        objective = self.get_objective()
+        if objective and objective.needs_reference_rewards and self.num_reference_rollouts is None:
+            self.num_reference_rollouts = DEFAULT_REFERENCE_ROLLOUTS
 
-    def _check_selection(self) -> None:
-        n, m = int(self.num_rollouts or 0), self.num_generations
-        if n < m:
-            raise ValueError(
-                f"num_rollouts (n) is {n}, less than num_generations (m) = {m}. PODS keeps m of n "
-                f"rollouts: raise num_rollouts to at least {m}, or lower num_generations."
-            )
-        if self.selection_rule not in RULES:
-            raise ValueError(
-                f"selection_rule is {self.selection_rule!r}; choose one of {', '.join(RULES)}."
-            )
+    def own_advantages(self) -> bool:
+        """Whether the advantages differ from those that TRL computes from the kept rewards."""
+        chosen = (self.advantage, self.advantage_from, self.advantage_weights)
+        return chosen != ("grpo", "kept", "none")
 
-    def _check_rows_per_process(self) -> None:
-        """Each process must sample a whole number of rollouts; groups themselves may straddle."""
-        n, m = int(self.num_rollouts or 0), self.num_generations
-        rows = self.per_device_train_batch_size * self.steps_per_generation
-        if rows * n % m:
-            raise ValueError(
-                "per_device_train_batch_size x steps_per_generation = "
-                f"{self.per_device_train_batch_size} x {self.steps_per_generation} = {rows} kept "
-                f"rollouts per process would come from {rows} x {n} / {m} sampled ones, which is "
-                "no whole number. Make num_rollouts a multiple of num_generations (for example "
-                f"{m * (n // m + 1)}), or the {rows} rows a multiple of {m}."
-            )
+    def get_objective(self) -> Objective | None:
+        """The objective; None for TRL's own loss."""
+        return OBJECTIVES.get(self.objective)
 
-    def _check_early_stop(self) -> None:
-        """What stopping relies on; reward functions and bounds are checked by the trainer."""
-        rows = self.per_device_train_batch_size * self.steps_per_generation
-        needs = {
-            "selection_rule='max_variance'": self.selection_rule == "max_variance",
-            "num_rollouts above num_generations": self.num_rollouts > self.num_generations,
-            "fast_sampling=True": self.fast_sampling,
-            "use_vllm=False": not self.use_vllm,
-            "use_transformers_continuous_batching=False": (
-                not self.use_transformers_continuous_batching
-            ),
-            f"multi_objective_aggregation={AGGREGATION!r}": (
-                self.multi_objective_aggregation == AGGREGATION
-            ),
-            "advantage_from='kept', as stopped rollouts have no reward": (
-                self.advantage_from == "kept"
-            ),
-            "budget='per_prompt'": self.budget == "per_prompt",
-            "num_generations_start=None": self.num_generations_start is None,
-            "refill_constant_groups=0": self.refill_constant_groups == 0,
-            "whole groups in each process: per_device_train_batch_size x steps_per_generation "
-            f"= {rows} must be a multiple of num_generations": rows % self.num_generations == 0,
-        }
-        for need, is_met in needs.items():
-            if not is_met:
-                raise ValueError(f"early_stop needs {need}. Change it, or leave early_stop out.")
-        bounds = self.reward_bounds
-        if bounds is not None and not (len(bounds) == 2 and -inf < bounds[0] < bounds[1] < inf):
-            raise ValueError(
-                f"reward_bounds is {bounds}: give the lowest and the highest weighted sum of "
-                "rewards, two different finite numbers in this order."
-            )
+    def objective_options(self) -> dict[str, Any]:
+        """The keyword arguments of the objective's function."""
+        objective = self.get_objective()
+        if objective is None:
+            return {}
+        names = [name for name in objective.options if name not in (objective.schedule or ())]
+        return {name: getattr(self, name) for name in names}
 
-    def _check_budget(self) -> None:
-        n, m = int(self.num_rollouts or 0), self.num_generations
-        if self.budget not in BUDGETS:
-            raise ValueError(f"budget is {self.budget!r}; choose one of {', '.join(BUDGETS)}.")
-        if self.budget_floor not in FLOORS:
-            raise ValueError(f"budget_floor is {self.budget_floor}; choose 0 or 2.")
-        if self.budget_cap is not None and not m <= self.budget_cap <= n:
-            raise ValueError(
-                f"budget_cap is {self.budget_cap}, but must lie between num_generations = {m}, "
-                f"which is the mean over prompts, and num_rollouts = {n}."
-            )
-        if self.budget == "pooled" and self.multi_objective_aggregation != AGGREGATION:
-            raise ValueError(
-                f"budget='pooled' needs multi_objective_aggregation={AGGREGATION!r}, because TRL's "
-                "other one reads groups of equal size. Set one of the two to its default."
-            )
-        if self.refill_constant_groups < 0:
-            raise ValueError(
-                f"refill_constant_groups is {self.refill_constant_groups}; give the largest number "
-                "of extra sampling rounds, 0 for none."
-            )
+    def is_policy_stage(self, step: int) -> bool:
+        """Whether the objective's schedule, if it has one, gives this step to TRL's own loss."""
+        objective = self.get_objective()
+        if objective is None or objective.schedule is None:
+            return False
+        num_policy, num_own = (getattr(self, name) for name in objective.schedule)
+        return step % (num_policy + num_own) < num_policy
 
-    def _check_schedule(self) -> None:
-        """A micro-batch has batch_size x kept / m rows, which must be whole at every stage."""
-        start, m = self.num_generations_start, self.num_generations
-        steps = self.num_generations_steps
-        if steps is not None and (start is None or steps < 1):
-            raise ValueError(
-                f"num_generations_steps is {steps}: give 1 or more, together with "
-                "num_generations_start, or leave it out."
-            )
-        if start is None:
-            return
-        unit = smallest_unit(m, self.per_device_train_batch_size)
-        if not 2 <= start <= m or start % unit:
-            raise ValueError(
-                f"num_generations_start is {start}, but must lie between 2 and num_generations = "
-                f"{m} and be a multiple of {unit}, so that micro-batches of "
-                f"per_device_train_batch_size = {self.per_device_train_batch_size} shrink to whole "
-                f"rows. A per_device_train_batch_size that is a multiple of {m} allows any."
-            )
+
+def default_output_dir(model: Any) -> str:
+    """The folder of a trainer that was given no arguments: the model's name and -PODS."""
+    name = model if isinstance(model, str) else model.config._name_or_path
+    return f"{name.rstrip('/').split('/')[-1]}-PODS"

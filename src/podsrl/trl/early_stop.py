@@ -1,4 +1,4 @@
-"""GRPOTrainer that stops sampling a group once no rollout of it could change the choice.
+"""Stops sampling a group once no rollout of it could change the choice.
 
 Shape letters: P groups, N rollouts per group, M kept rollouts, B = P * N rows, F reward functions.
 """
@@ -10,97 +10,85 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from trl import GRPOTrainer
 from trl.data_utils import is_conversational
-from trl.trainer.utils import is_async_callable
 
+from podsrl.core.selection import Selection
 from podsrl.sampling.early_stop import EarlyStop, early_stop_metrics, steps_between_decisions
-from podsrl.trl.sampling import FastSampling
 
 NOT_COLUMNS = ("prompt", "completion", "completion_ids")
 
 
-class EarlyStopping(FastSampling):
-    """Scores rollouts while others are sampled, when `args.early_stop` says so.
+class Stopping:
+    """Scores rollouts while others are sampled.
 
-    Wrap sampling and rewards in `_stopping_early`; `_rewards_of_sampled` then gives the rewards,
-    and `_early_stop_metrics` what was saved.
+    Wrap sampling and rewards in `watching`, and give the sampler `monitor`; `rewards` then gives
+    each rollout's, computed once, and `metrics` what was saved.
     """
 
-    _monitor: EarlyStop | None = None
-    _scorer: "Scorer | None" = None
-    _ended_and_length_PN2: Tensor | None = None
+    def __init__(self, host: GRPOTrainer) -> None:
+        self.host = host
+        self.monitor: EarlyStop | None = None
+        self._scorer: Scorer | None = None
+        self._ended_and_length_PN2: Tensor | None = None
 
     @contextmanager
-    def _stopping_early(self, inputs: list[dict[str, Any]], prompts: list[Any]) -> Iterator[None]:
-        if not self.args.early_stop:
-            yield
-            return
-        self._scorer = Scorer(self, inputs, prompts)
-        low, high = self.args.reward_bounds
+    def watching(self, inputs: list[dict[str, Any]], prompts: list[Any]) -> Iterator[None]:
+        """Score what is sampled in the enclosed block, in a thread that ends with it."""
+        args = self.host.args
+        self._scorer = Scorer(self.host, inputs, prompts)
+        low, high = args.reward_bounds
         try:
             with EarlyStop(
                 self._scorer,
-                self.reward_weights,
-                num_groups=len(prompts) // self.args.num_rollouts,
-                num_rollouts=self.args.num_rollouts,
-                num_kept=self.args.num_generations,
+                self.host.reward_weights,
+                num_groups=len(prompts) // args.num_rollouts,
+                num_rollouts=args.num_rollouts,
+                num_kept=args.num_generations,
                 bounds=(low, high),
-                steps_between_decisions=steps_between_decisions(self.max_completion_length),
-            ) as self._monitor:
+                steps_between_decisions=steps_between_decisions(self.host.max_completion_length),
+            ) as self.monitor:
                 yield
         finally:
-            self._monitor = self._scorer = None
+            self.monitor = self._scorer = None
 
-    def _rewards_of_sampled(
-        self, inputs: list[dict[str, Any]], prompts: list[Any], generated: tuple[Any, ...]
-    ) -> Tensor:
-        """Rewards (B of all processes, F), each computed once, be it during sampling or now."""
-        if self._monitor is None or self._scorer is None:
-            return self._calculate_rewards(inputs, prompts, generated[3], generated[1])
-        rewards_BF = self._monitor.finish()
-        self._scorer.write_logs(len(prompts))
-        lengths_B = torch.tensor([len(ids) for ids in generated[1]])
-        report_B2 = torch.stack([self._monitor.has_ended_B, lengths_B], dim=1)
-        gathered = self.accelerator.gather(
-            torch.cat([rewards_BF, report_B2.float()], dim=1).to(self.accelerator.device)
+    def rewards(self, lengths: list[int]) -> Tensor:
+        """Rewards (B of all processes, F) of what was sampled, NaN for stopped rollouts.
+
+        lengths: tokens of this process's rollouts.
+        """
+        assert self.monitor is not None and self._scorer is not None
+        rewards_BF = self.monitor.finish()
+        self._scorer.write_logs(len(lengths))
+        report_B2 = torch.stack([self.monitor.has_ended_B, torch.tensor(lengths)], dim=1)
+        # Whether a rollout ended and how long it is travel with its rewards: one exchange, not two.
+        gathered = self.host.accelerator.gather(
+            torch.cat([rewards_BF, report_B2.float()], dim=1).to(self.host.accelerator.device)
         )
-        self._ended_and_length_PN2 = gathered[:, -2:].unflatten(0, (-1, self.args.num_rollouts))
+        num_rollouts = self.host.args.num_rollouts
+        self._ended_and_length_PN2 = gathered[:, -2:].unflatten(0, (-1, num_rollouts))
         return gathered[:, :-2]
 
-    def _early_stop_metrics(self, rewards_PN: Tensor, kept_PM: Tensor) -> dict[str, Tensor]:
-        if self._ended_and_length_PN2 is None:
-            return {}
+    def metrics(self, selection: Selection) -> dict[str, Tensor]:
+        """What stopping saved in the rollouts that were chosen from."""
+        assert self._ended_and_length_PN2 is not None
         ended_PN, length_PN = self._ended_and_length_PN2.unbind(-1)
         self._ended_and_length_PN2 = None
         return early_stop_metrics(
-            rewards_PN,
-            kept_PM,
+            selection.rewards_PN,
+            selection.kept_PM,
             has_ended_PN=ended_PN > 0,
             length_PN=length_PN,
-            max_length=self.max_completion_length,
+            max_length=self.host.max_completion_length,
         )
-
-    def _check_can_stop_early(self) -> None:
-        """Raise `ValueError` when early_stop is on and model or tokenizer rule it out."""
-        if not self.args.early_stop:
-            return
-        reason = self._why_generate()
-        if any(
-            getattr(self._tokenizer, name, None)
-            for name in ("response_template", "response_schema")
-        ):
-            reason = "the tokenizer parses its own responses"
-        if reason is not None:
-            raise ValueError(f"early_stop needs our own sampling, but {reason}: leave it out.")
 
 
 class Scorer:
-    """Calls a trainer's reward functions as TRL calls them, on some of the rows of a batch."""
+    """Calls the host's reward functions as TRL calls them, on some of the rows of a batch."""
 
-    def __init__(self, trainer: GRPOTrainer, inputs: list[dict[str, Any]], prompts: list[Any]):
-        self.trainer, self.inputs, self.prompts = trainer, inputs, prompts
+    def __init__(self, host: GRPOTrainer, inputs: list[dict[str, Any]], prompts: list[Any]):
+        self.host, self.inputs, self.prompts = host, inputs, prompts
         self.extra: dict[str, dict[int, Any]] = {}
         self.metrics: dict[str, list[tuple[int, float]]] = {}
 
@@ -112,16 +100,16 @@ class Scorer:
             "completions": self._decoded(completion_ids),
             "completion_ids": completion_ids,
             **{name: [self.inputs[row][name] for row in rows] for name in names},
-            "trainer_state": self.trainer.state,
+            "trainer_state": self.host.state,
             "log_extra": partial(self._log_extra, rows),
             "log_metric": partial(self._log_metric, len(rows)),
         }
-        functions = zip(self.trainer.reward_funcs, self.trainer.reward_func_names, strict=True)
+        functions = zip(self.host.reward_funcs, self.host.reward_func_names, strict=True)
         columns = [_call(function, name, arguments) for function, name in functions]
         return torch.tensor(columns, dtype=torch.float32).T
 
     def _decoded(self, completion_ids: list[list[int]]) -> list[Any]:
-        texts = self.trainer.processing_class.batch_decode(completion_ids, skip_special_tokens=True)
+        texts = self.host.processing_class.batch_decode(completion_ids, skip_special_tokens=True)
         if is_conversational({"prompt": self.prompts[0]}):
             return [[{"role": "assistant", "content": text}] for text in texts]
         return list(texts)
@@ -139,13 +127,13 @@ class Scorer:
         count and is added up over the calls; others are averaged over the rollouts.
         """
         for column, value_of in self.extra.items():
-            self.trainer._pending_extra_logs[column] = [value_of.get(i) for i in range(num_rows)]
+            self.host._pending_extra_logs[column] = [value_of.get(i) for i in range(num_rows)]
         for name, values in self.metrics.items():
             total = math.fsum(value for _, value in values)
             if not name.split("/")[-1].startswith("num_"):
                 weighted = math.fsum(count * value for count, value in values)
                 total = weighted / sum(count for count, _ in values)
-            self.trainer._pending_metrics[name].append(total)
+            self.host._pending_metrics[name].append(total)
 
 
 def _call(function: Any, name: str, arguments: dict[str, Any]) -> list[float]:
@@ -157,25 +145,3 @@ def _call(function: Any, name: str, arguments: dict[str, Any]) -> list[float]:
             "that have just ended, and must give one reward for each."
         )
     return [math.nan if value is None else float(value) for value in values]
-
-
-def refuse_early_stop(arguments: dict[str, Any]) -> None:
-    """Raise `ValueError` when early_stop is on and the trainer's arguments rule it out."""
-    args: Any = arguments.get("args")
-    if args is None or not args.early_stop:
-        return
-    functions = arguments.get("reward_funcs")
-    if args.reward_bounds is None:
-        raise ValueError(
-            "early_stop needs the lowest and highest weighted sum of rewards: set reward_bounds, "
-            "for example [0.0, 1.0] for one reward that is 0 or 1 and has weight 1."
-        )
-    for function in functions if isinstance(functions, list) else [functions]:
-        is_model = isinstance(function, (str, nn.Module))
-        if is_model or is_async_callable(function):
-            raise ValueError(
-                f"early_stop calls reward functions in a thread while tokens are sampled, and "
-                f"{function if isinstance(function, str) else type(function).__name__} is "
-                f"{'a model' if is_model else 'async'}: give plain functions, or leave early_stop "
-                "out."
-            )

@@ -1,4 +1,4 @@
-"""GRPOTrainer that minimises an objective of ours on the kept rollouts.
+"""An objective of ours in the place of TRL's loss, on the kept rollouts.
 
 Shape letters: B kept rows, T completion tokens, K rollouts of the reference per prompt.
 """
@@ -11,118 +11,85 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 from podsrl.core.objectives import KeptBatch, Objective
-from podsrl.core.selection import Selection
+from podsrl.trl.batch import GenerationBatch
+from podsrl.trl.dealing import GROUP, REWARDS
 from podsrl.trl.reference import ReferenceRewards
 from podsrl.trl.token_kl import TokenDivergence
 
 # Entries of TRL's batch. They go through its shuffle and its split into micro-batches.
-GROUP = "objective_group"
-REWARDS = "objective_rewards"
 NUM_ROWS = "objective_num_rows"
 REFERENCE_REWARDS = "objective_reference_rewards"
 ACCURACY = "objective_accuracy"
+REFERENCE_HIDDEN = "objective_reference_hidden"
 
 
-class ObjectiveHook(TokenDivergence, ReferenceRewards, GRPOTrainer):
-    """Puts `args.objective` in the place of TRL's loss; with 'grpo' nothing changes.
+class ObjectiveStep:
+    """Computes `args.objective`. Evaluation keeps TRL's loss.
 
-    What an objective must know of a whole group is written into the batch before TRL shuffles its
-    rows. Evaluation keeps TRL's loss. The class that inherits provides `_selection`, and deals
-    whole groups where `_needs_whole_groups` says so.
+    What an objective must know of a whole group is written into the batch, by `group_statistics`,
+    before TRL shuffles its rows; `loss` reads it there.
+
+    reference, token_kl: the steps of objectives that need them, else None.
     """
 
-    _selection: Selection | None
-    _sampled: tuple[Any, ...]
+    def __init__(
+        self,
+        host: GRPOTrainer,
+        objective: Objective,
+        *,
+        reference: ReferenceRewards | None,
+        token_kl: TokenDivergence | None,
+    ) -> None:
+        self.host, self.objective = host, objective
+        self.reference, self.token_kl = reference, token_kl
+        self.needs_whole_groups = objective.needs_whole_groups
 
-    def _objective_now(self) -> Objective | None:
-        """The objective of this step; None for TRL's own loss."""
-        if self.args.is_policy_stage(self.state.global_step):
-            return None
-        return self.args.get_objective()
+    def is_on(self) -> bool:
+        """Whether this step is the objective's; a schedule may give it to TRL's loss."""
+        return not self.host.args.is_policy_stage(self.host.state.global_step)
 
-    def _needs_whole_groups(self) -> bool:
-        objective = self.args.get_objective()
-        return objective is not None and objective.needs_whole_groups
+    def group_statistics(self, batch: GenerationBatch, num_rows: int) -> dict[str, Any]:
+        """What the loss must know of this process's kept rows, beside what TRL's batch holds.
 
-    def _check_objective(self) -> None:
-        """Raise before training what the settings alone could not tell."""
-        objective = self.args.get_objective()
-        if objective is None:
-            return
-        if self.aux_loss_enabled:
-            raise NotImplementedError(
-                f"objective={self.args.objective!r} does not add the load-balancing loss of mixture"
-                "-of-experts models yet: set router_aux_loss_coef=0."
-            )
-        several = self.accelerator.num_processes > 1
-        if objective.needs_whole_groups and several and self.args.budget == "pooled":
-            raise NotImplementedError(
-                f"objective={self.args.objective!r} needs whole groups, which budget='pooled' cuts "
-                "where one process ends and the next begins: set budget='per_prompt', or train in "
-                "one process."
-            )
-        if objective.needs_reference_rewards:
-            self._check_reference_sampling()
-        if objective.schedule is not None and self.args.budget == "pooled":
-            raise NotImplementedError(
-                f"objective={self.args.objective!r} takes turns with TRL's loss, which cannot take "
-                "micro-batches of whole groups of different sizes: set budget='per_prompt'."
-            )
-        if objective.needs_token_kl:
-            self._check_token_divergence()
-
-    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        output = super()._generate_and_score_completions(inputs)
-        # Whatever the stage: a batch may be used in steps of the next stage.
-        if self.model.training and self.args.get_objective() is not None:
-            output |= self._group_statistics(len(output["prompt_ids"]))
-        return output
-
-    def _group_statistics(self, num_rows: int) -> dict[str, Any]:
-        """What the loss must know of this process's kept rows, beside what TRL's batch holds."""
-        selection, objective = self._selection, self.args.get_objective()
-        assert selection is not None and objective is not None
-        first = self.accelerator.process_index * num_rows
-        rows = slice(first, first + num_rows)
-        device = self.accelerator.device
-        group_B = selection.group_B()[rows].to(device)
+        Whatever the stage: a batch may be used in steps of the next stage.
+        """
+        selection = batch.selection
+        assert selection is not None and batch.rollouts is not None
+        rows, device = batch.share(num_rows), self.host.accelerator.device
+        group_B = selection.group_B[rows].to(device)
+        rewards_B = selection.rewards_PN.flatten()[selection.kept_rows_B[rows]]
+        num_rows_each = num_rows / self.host.args.steps_per_generation
         statistics = {
             GROUP: group_B,
-            REWARDS: selection.rewards_PN.flatten()[selection.kept_rows()[rows]].to(device),
-            NUM_ROWS: torch.tensor(num_rows / self.args.steps_per_generation, device=device),
+            REWARDS: rewards_B.to(device),
+            NUM_ROWS: torch.tensor(num_rows_each, device=device),
         }
-        if objective.needs_reference_rewards:
+        if self.reference is not None:
             # One row per rollout, in order of the processes: a prompt's group may straddle two.
-            prompts = gather_object(self._sampled[0])[:: self.args.num_rollouts]
-            statistics[REFERENCE_REWARDS] = self._rewards_of_reference(prompts)[group_B]
-        if objective.needs_accuracy:
+            rows_BN = gather_object(batch.rollouts.inputs)
+            prompts = rows_BN[:: self.host.args.num_rollouts]
+            statistics[REFERENCE_REWARDS] = self.reference.rewards(prompts)[group_B]
+        if self.objective.needs_accuracy:
             accuracy_P = selection.rewards_per_func_PNF[..., 0].nanmean(dim=1)
-            statistics[ACCURACY] = accuracy_P[selection.group_B()[rows]].to(device)
+            statistics[ACCURACY] = accuracy_P[selection.group_B[rows]].to(device)
+        if self.token_kl is not None:
+            statistics[REFERENCE_HIDDEN] = self.token_kl.pop_hidden()
         return statistics
 
-    def _by_prompt(self, batches: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        dealt = super()._by_prompt(batches)
-        if not self._needs_whole_groups():
-            return dealt
-        # Fewer groups than micro-batches: all processes still have to make equally many passes.
-        return [batch if len(batch[GROUP]) else _idle(batches[0]) for batch in dealt]
-
-    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        objective = self._objective_now()
-        if objective is None or not self.model.training:
-            return super()._compute_loss(model, inputs)
+    def loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        """The objective of one micro-batch; its metrics go to the host's."""
         batch, entropies_BT = self._kept_batch(model, inputs)
-        loss, metrics = objective.function(batch, **self.args.objective_options())
+        loss, metrics = self.objective.function(batch, **self.host.args.objective_options())
         if batch.reference_log_probs_BT is not None:
             metrics["log_ratio"] = batch.mean_over_rows(batch.log_ratio_B().detach())
         metrics = {f"objective/{name}": value for name, value in metrics.items()}
         metrics["entropy"] = batch.mean_over_tokens(entropies_BT.detach())
-        self._record_objective(metrics)
-        return loss / self.current_gradient_accumulation_steps
+        self._record(metrics)
+        return loss / self.host.current_gradient_accumulation_steps
 
     def _kept_batch(self, model: Any, inputs: dict[str, Any]) -> tuple[KeptBatch, Tensor]:
         completion_mask, num_tokens = inputs["completion_mask"], inputs["num_items_in_batch"]
-        log_probs_BT, entropies_BT, _ = self._get_per_token_logps_and_entropies(
+        log_probs_BT, entropies_BT, _ = self.host._get_per_token_logps_and_entropies(
             model,
             torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
             torch.cat([inputs["prompt_mask"], completion_mask], dim=1),
@@ -132,6 +99,7 @@ class ObjectiveHook(TokenDivergence, ReferenceRewards, GRPOTrainer):
         assert entropies_BT is not None
         # TRL computes these only where the policy has moved since it sampled.
         old_BT = inputs.get("old_per_token_logps")
+        num_parts = self.host.accelerator.num_processes * self.host.args.steps_per_generation
         batch = KeptBatch(
             log_probs_BT=log_probs_BT,
             old_log_probs_BT=log_probs_BT.detach() if old_BT is None else old_BT,
@@ -141,15 +109,12 @@ class ObjectiveHook(TokenDivergence, ReferenceRewards, GRPOTrainer):
             group_B=inputs[GROUP],
             reference_log_probs_BT=inputs.get("ref_per_token_logps"),
             num_rows=inputs[NUM_ROWS],
-            num_tokens=num_tokens
-            / (self.accelerator.num_processes * self.args.steps_per_generation),
-            extras=self._extras(model, inputs, log_probs_BT),
+            num_tokens=num_tokens / num_parts,
+            extras=self._extras(inputs),
         )
         return batch, entropies_BT
 
-    def _extras(
-        self, model: Any, inputs: dict[str, Any], log_probs_BT: Tensor
-    ) -> dict[str, Tensor]:
+    def _extras(self, inputs: dict[str, Any]) -> dict[str, Tensor]:
         """Further tensors of the rows, by the names that objectives read."""
         names = {
             "reference_rewards": REFERENCE_REWARDS,
@@ -158,24 +123,15 @@ class ObjectiveHook(TokenDivergence, ReferenceRewards, GRPOTrainer):
             "accuracy": ACCURACY,
         }
         extras = {name: inputs[key] for name, key in names.items() if inputs.get(key) is not None}
-        if self._tracks_divergence():
-            extras["sequential_kl"] = self._divergence_from_reference(inputs)
+        if self.token_kl is not None:
+            extras["sequential_kl"] = self.token_kl.divergence(
+                inputs[REFERENCE_HIDDEN], inputs["completion_mask"]
+            )
         return extras
 
-    def _record_objective(self, metrics: dict[str, Tensor]) -> None:
+    def _record(self, metrics: dict[str, Tensor]) -> None:
         """Mean over processes, in one exchange."""
         values = torch.stack([value.detach().float() for value in metrics.values()])
-        numbers = self.accelerator.reduce(values, reduction="mean").tolist()
+        numbers = self.host.accelerator.reduce(values, reduction="mean").tolist()
         for name, number in zip(metrics, numbers, strict=True):
-            self._metrics["train"][name].append(number)
-
-
-def _idle(batch: dict[str, Any]) -> dict[str, Any]:
-    """One row of the batch, without a reward, so that it teaches nothing."""
-    row = {key: _first(value) for key, value in batch.items()}
-    return row | {REWARDS: torch.full_like(batch[REWARDS][:1], torch.nan)}
-
-
-def _first(value: Any) -> Any:
-    shared = value is None or (isinstance(value, Tensor) and value.ndim == 0)
-    return value if shared else value[:1]
+            self.host._metrics["train"][name].append(number)

@@ -15,19 +15,19 @@ class ResumableSampler(Sampler[int]):
     has just trained on and never comes to others. A run that is not interrupted gets the same
     order from both.
 
-    sampler: one that shuffles. epoch: tells how many epochs are complete.
+    sampler: one that shuffles. num_epochs_done: asked when an epoch begins.
 
-    Example: seed 0, 3 prompts: `epoch` = 1 gives the second permutation that a generator with
+    Example: seed 0, 3 prompts: 1 epoch done gives the second permutation that a generator with
     seed 0 draws, in every process and whether or not the first was drawn before.
     """
 
-    def __init__(self, sampler: RepeatSampler, epoch: Callable[[], int]) -> None:
-        self.sampler, self.epoch = sampler, epoch
+    def __init__(self, sampler: RepeatSampler, num_epochs_done: Callable[[], int]) -> None:
+        self.sampler, self.num_epochs_done = sampler, num_epochs_done
 
     def __iter__(self) -> Iterator[int]:
         generator = self.sampler.generator
         generator.manual_seed(self.sampler.seed)
-        for _ in range(self.epoch()):
+        for _ in range(self.num_epochs_done()):
             torch.randperm(self.sampler.num_samples, generator=generator)
         return iter(self.sampler)
 

@@ -5,6 +5,7 @@ Shape letters: P prompts, N sampled rollouts, F reward functions.
 
 import itertools
 import math
+import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,20 +13,10 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
+from trl import GRPOTrainer
 
 from podsrl.core.statistics import is_constant
-
-
-@dataclass(frozen=True)
-class Rollouts:
-    """Sampled rollouts of this process, one per row, and the rewards of all processes' rows."""
-
-    inputs: list[dict[str, Any]]
-    generated: tuple[Any, ...]
-    """The eight values of GRPOTrainer._generate; those that are lists have one entry per row."""
-    extra_logs: dict[str, list[Any]]
-    """Columns that reward functions logged."""
-    rewards_per_func: Tensor
+from podsrl.trl.batch import Rollouts
 
 
 @dataclass(frozen=True)
@@ -35,6 +26,62 @@ class Refilled:
     rollouts: Rollouts
     num_rounds: int
     num_groups: int
+
+    def metrics(self, num_rollouts: int) -> dict[str, Tensor]:
+        """What refilling took, by the names of docs/metrics.md."""
+        rewards = self.rollouts.rewards_per_func.double()
+        num_groups = len(rewards) // num_rollouts
+        return {
+            "pods/num_refill_rounds": rewards.new_tensor(self.num_rounds),
+            "pods/frac_groups_refilled": rewards.new_tensor(self.num_groups / num_groups),
+        }
+
+
+class Refilling:
+    """Draws other prompts of the training set for constant groups, in `num_rounds` at most."""
+
+    def __init__(self, host: GRPOTrainer) -> None:
+        self.host = host
+
+    def __call__(
+        self,
+        rollouts: Rollouts,
+        *,
+        sample: Callable[[list[dict[str, Any]]], Rollouts],
+        combined: Callable[[Tensor], Tensor],
+        seed: int,
+    ) -> "Refilled":
+        """`refill` with rows of the host's training set, in an order that `seed` fixes."""
+
+        def sample_apart(inputs: list[dict[str, Any]]) -> Rollouts:
+            # Columns that rewards log of these rollouts are kept apart from those of before.
+            self.host._pending_extra_logs.clear()
+            return sample(inputs)
+
+        refilled = refill(
+            rollouts,
+            num_rollouts=self.host.args.num_rollouts,
+            num_rounds=self.host.args.refill_constant_groups,
+            fresh_rows=self._fresh_rows(rollouts, seed),
+            sample=sample_apart,
+            combined=combined,
+            process=self.host.accelerator.process_index,
+            num_processes=self.host.accelerator.num_processes,
+        )
+        self.host._pending_extra_logs.clear()
+        self.host._pending_extra_logs.update(refilled.rollouts.extra_logs)
+        return refilled
+
+    def _fresh_rows(self, rollouts: Rollouts, seed: int) -> Iterator[dict[str, Any]]:
+        """Other rows of the training set, with the columns that the data loader gives."""
+        num_rollouts = self.host.args.num_rollouts
+        known = gather_object([row["prompt"] for row in rollouts.inputs[::num_rollouts]])
+        # Where groups straddle processes the last row may be of a prompt that none of those has.
+        known += gather_object([rollouts.inputs[-1]["prompt"]])
+        names = list(rollouts.inputs[0])
+        seed = random.Random(f"refill/{seed}").getrandbits(62)
+        for row in other_rows(self.host.train_dataset, known, seed=seed):
+            yield {name: row[name] for name in names}
 
 
 def refill(

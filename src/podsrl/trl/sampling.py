@@ -1,4 +1,4 @@
-"""GRPOTrainer that samples with `podsrl.sampling.sample` where that serves the model."""
+"""Sampling with every prompt read once, where `podsrl.sampling.sample` serves the model."""
 
 import itertools
 import logging
@@ -12,77 +12,75 @@ from trl.models import unwrap_model_for_generation
 
 from podsrl.sampling.monitor import Monitor
 from podsrl.sampling.sample import sample
-from podsrl.sampling.settings import can_sample, settings_from
+from podsrl.sampling.settings import SamplingSettings, settings_or_reason
 
 logger = logging.getLogger(__name__)
 
 
-class FastSampling(GRPOTrainer):
-    """Replaces TRL's call of `generate` in training; vLLM and continuous batching stay TRL's.
+class PromptOnce:
+    """Stands in for TRL's call of `generate` in training.
 
-    `args.fast_sampling` turns it on. A model or generation setting that the sampler does not
-    serve exactly is sampled by TRL, with one warning that says why.
+    A model or generation setting that the sampler does not serve exactly is left to TRL, with one
+    warning that says why. vLLM and continuous batching are TRL's own.
     """
 
-    _sampling_fallback: str | None = None
-    _monitor: Monitor | None = None
+    def __init__(self, host: GRPOTrainer) -> None:
+        self.host = host
+        self.fallback: str | None = None
+        """Why the last rollouts were left to `generate`."""
 
-    def _generate_single_turn(  # type: ignore[no-untyped-def]
-        self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False
-    ):
-        engine = self.use_vllm or self.use_transformers_continuous_batching
-        if not self.model.training or engine or not self.args.fast_sampling:
-            return super()._generate_single_turn(
-                prompt_ids, images, multimodal_fields, num_generations, has_tool_images
-            )
-        reason = self._why_generate()
-        if reason is None:
-            return self._sample_by_prompt(prompt_ids), None
-        if self._sampling_fallback is None:
-            logger.warning("sampling through TRL's generate, which is slower: %s", reason)
-        self._sampling_fallback = reason
-        return super()._generate_single_turn(
-            prompt_ids, images, multimodal_fields, num_generations, has_tool_images
-        )
-
-    def _why_generate(self) -> str | None:
-        """Why this run must sample through `generate`; None when our sampler serves it."""
-        sharded = self.is_deepspeed_enabled and not self.args.ds3_gather_for_generation
-        if self.is_fsdp_enabled or sharded:
-            # Every step gathers weights from all processes, which end at different steps.
-            return "the weights are sharded while sampling"
-        policy = self.accelerator.unwrap_model(self.model)
-        return can_sample(policy, self.generation_config)
-
-    def _sample_by_prompt(self, prompt_ids: list[list[int]]) -> list[list[int]]:
-        """One rollout per row; equal rows are neighbours and share the reading of their prompt."""
+    def __call__(
+        self, prompt_ids: list[list[int]], monitor: Monitor | None = None
+    ) -> list[list[int]] | None:
+        """Completion ids of one rollout per row; None where they are to come from `generate`."""
+        settings = settings_or_why_generate(self.host)
+        if isinstance(settings, str):
+            if self.fallback is None:
+                logger.warning("sampling through TRL's generate, which is slower: %s", settings)
+            self.fallback = settings
+            return None
+        # Equal rows are neighbours and share the reading of their prompt. The sampler takes one
+        # number of rollouts for all prompts, so groups of other sizes are cut into equal parts.
         runs = [(ids, len(list(rows))) for ids, rows in itertools.groupby(prompt_ids)]
         num_shared = math.gcd(*(count for _, count in runs))
         prompts = [ids for ids, count in runs for _ in range(count // num_shared)]
         with (
-            self._unwrapped_policy() as model,
-            self._dist.summon_full_params(self.model_wrapped, recurse=False),
+            unwrapped_policy(self.host) as model,
+            self.host._dist.summon_full_params(self.host.model_wrapped, recurse=False),
         ):
             rollouts = sample(
                 model,
                 prompts,
                 num_shared,
-                settings=settings_from(model, self.generation_config),
-                autocast_dtype=self._autocast_dtype(),
-                monitor=self._monitor,
+                settings=settings,
+                autocast_dtype=autocast_dtype(self.host),
+                monitor=monitor,
             )
         return rollouts.completion_ids
 
-    def _unwrapped_policy(self) -> AbstractContextManager[Any]:
-        """The model that generates: out of its wrappers, its weights gathered where TRL does so."""
-        return unwrap_model_for_generation(
-            self.model_wrapped,
-            self.accelerator,
-            gather_deepspeed3_params=self.args.ds3_gather_for_generation,
-            generation_kwargs=self.generation_kwargs,
-            gradient_checkpointing_kwargs=self.args.gradient_checkpointing_kwargs,
-        )
 
-    def _autocast_dtype(self) -> torch.dtype | None:
-        kinds: dict[Any, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
-        return kinds.get(self.accelerator.mixed_precision)
+def settings_or_why_generate(host: GRPOTrainer) -> SamplingSettings | str:
+    """What our sampler is to do, or why a run must sample through `generate` instead."""
+    sharded = host.is_deepspeed_enabled and not host.args.ds3_gather_for_generation
+    if host.is_fsdp_enabled or sharded:
+        # Every step gathers weights from all processes, which end at different steps.
+        return "the weights are sharded while sampling"
+    policy = host.accelerator.unwrap_model(host.model)
+    return settings_or_reason(policy, host.generation_config)
+
+
+def unwrapped_policy(host: GRPOTrainer) -> AbstractContextManager[Any]:
+    """The model that generates: out of its wrappers, its weights gathered where TRL does so."""
+    return unwrap_model_for_generation(
+        host.model_wrapped,
+        host.accelerator,
+        gather_deepspeed3_params=host.args.ds3_gather_for_generation,
+        generation_kwargs=host.generation_kwargs,
+        gradient_checkpointing_kwargs=host.args.gradient_checkpointing_kwargs,
+    )
+
+
+def autocast_dtype(host: GRPOTrainer) -> torch.dtype | None:
+    """The precision in which the host's model computes; None for that of its weights."""
+    kinds: dict[Any, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return kinds.get(host.accelerator.mixed_precision)

@@ -1,0 +1,144 @@
+"""The generation batch under way: what came in, what was sampled, what was chosen, whose it is.
+
+Shape letters: P prompts, N sampled rollouts, M kept rollouts, F reward functions, B kept rows.
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from podsrl.core.selection import Selection, Selector
+from podsrl.trl.config import PODSConfig
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Sampled rollouts of this process, one per row, and the rewards of all processes' rows."""
+
+    inputs: list[dict[str, Any]]
+    """The data set's row of each rollout."""
+    generated: tuple[Any, ...]
+    """The eight values of GRPOTrainer._generate; those that are lists have one entry per row."""
+    extra_logs: dict[str, list[Any]]
+    """Columns that reward functions logged."""
+    rewards_per_func: Tensor
+
+    @property
+    def prompts(self) -> list[Any]:
+        """The prompt of each rollout."""
+        return [row["prompt"] for row in self.inputs]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Completion tokens of each rollout."""
+        return [len(ids) for ids in self.generated[1]]
+
+
+@dataclass
+class GenerationBatch:
+    """One batch from the data loader to its kept rollouts, on one process of several.
+
+    Counted over all processes, kept rollout g and sampled rollout s belong to prompts g // m and
+    s // n. Where the rows of a process are no multiple of m a group straddles two processes, and
+    each needs rollouts that the other has sampled.
+    """
+
+    inputs: list[dict[str, Any]]
+    """This process's rows of the data loader, which repeats a prompt m times."""
+    num_kept: int
+    """Kept per prompt in this batch: m, or fewer while a schedule grows."""
+    args: PODSConfig
+    process: int
+    num_processes: int
+    rollouts: Rollouts | None = None
+    selection: Selection | None = None
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    """What steps before the selection have to say of this batch."""
+    first_rewards_PNF: Tensor | None = None
+    """Rewards of the prompts that the data loader drew, where other prompts took their place."""
+
+    def per_rollout(self) -> list[dict[str, Any]]:
+        """`inputs`, one per kept rollout, as rows one per sampled rollout.
+
+        A process with L of the kept rollouts samples L * n / m: of the same prompts.
+        """
+        num_kept, num_rollouts = self.args.num_generations, self._num_rollouts
+        num_rows = len(self.inputs) * num_rollouts // num_kept
+        first_kept, first_sampled = self.process * len(self.inputs), self.process * num_rows
+        prompt_of = [s // num_rollouts for s in range(first_sampled, first_sampled + num_rows)]
+        # A straddling group's first row may be the process before's: its prompt is our first row's.
+        return [self.inputs[max(prompt * num_kept - first_kept, 0)] for prompt in prompt_of]
+
+    def choose(
+        self, rollouts: Rollouts, selection: Selection, extra_logs: dict[str, list[Any]]
+    ) -> tuple[list[Any], tuple[Any, ...]]:
+        """Of this process's kept rollouts the prompts, and what GRPOTrainer._generate returns.
+
+        extra_logs: columns that rewards logged of all rollouts, which are cut in place.
+        """
+        self.rollouts, self.selection = rollouts, selection
+        num_sampled = len(rollouts.inputs)
+        keep = partial(self._kept_of_this_process, rows=self.rows_of_this_process(num_sampled))
+        # Every process must exchange the same columns, also those that only some have logged.
+        for column in sorted(set(gather_object(list(extra_logs)))):
+            extra_logs[column] = keep(extra_logs.get(column, [None] * num_sampled))
+        prompt_ids, completion_ids, _, completions, log_probs, _, _, _ = rollouts.generated
+        kept_ids = keep(prompt_ids), keep(completion_ids)
+        log_probs = None if log_probs is None else keep(log_probs)
+        return keep(rollouts.prompts), (*kept_ids, None, keep(completions), log_probs, {}, None, [])
+
+    def rows_of_this_process(self, num_sampled: int) -> list[int]:
+        """Kept rows of this process in its own rollouts, or in everybody's if groups straddle."""
+        assert self.selection is not None
+        num_rows = num_sampled * self.num_kept // self._num_rollouts
+        first = self.process * num_rows
+        rows: list[int] = self.selection.kept_rows_B[first : first + num_rows].tolist()
+        if self._groups_straddle(num_rows):
+            return rows
+        return [row - self.process * num_sampled for row in rows]
+
+    def _kept_of_this_process(self, values: list[Any], *, rows: list[int]) -> list[Any]:
+        """Of one value per rollout that this process sampled, those of the rows it trains on."""
+        if self._groups_straddle(len(rows)):
+            values = gather_object(values)
+        return [values[row] for row in rows]
+
+    def share(self, num_rows: int) -> slice:
+        """Where the `num_rows` kept rows of this process lie among those of all processes."""
+        return slice(self.process * num_rows, (self.process + 1) * num_rows)
+
+    def _groups_straddle(self, num_rows: int) -> bool:
+        # A pooled budget moves kept rows between prompts, and so between processes.
+        pooled = self.num_processes > 1 and self.args.budget == "pooled"
+        return num_rows % self.num_kept != 0 or pooled
+
+    @property
+    def _num_rollouts(self) -> int:
+        return int(self.args.num_rollouts or 0)
+
+
+def selector_of(args: PODSConfig, weights_F: Tensor) -> Selector:
+    """How the settings choose rollouts, m of each prompt, and value the kept."""
+    advantage: dict[str, Any] = {
+        "estimator": args.advantage,
+        "source": args.advantage_from,
+        "weights": args.advantage_weights,
+    }
+    if args.advantage == "grpo":
+        advantage["scale"] = args.scale_rewards
+    if args.advantage == "krpo":
+        names = ("process_variance", "observation_variance", "order", "innovation")
+        advantage |= {name: getattr(args, f"krpo_{name}") for name in names}
+    return Selector(
+        num_kept=args.num_generations,
+        rule=args.selection_rule,
+        budget=args.budget,
+        budget_floor=args.budget_floor,
+        budget_cap=args.budget_cap,
+        weights_F=weights_F,
+        aggregation=args.multi_objective_aggregation,
+        advantage=advantage,
+    )

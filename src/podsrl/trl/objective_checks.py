@@ -1,0 +1,152 @@
+"""What the fields of an objective rule out; the other fields of PODSConfig stand in checks.py."""
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from trl import GRPOConfig
+
+from podsrl.core.combine import SUM_THEN_NORMALIZE
+from podsrl.core.objectives import OBJECTIVES, Objective
+from podsrl.core.objectives.pairing import PAIR_MODES
+
+if TYPE_CHECKING:
+    from podsrl.trl.config import PODSConfig
+
+GRPO = "grpo"
+DEFAULT_REFERENCE_ROLLOUTS = 8
+# Settings of TRL's own loss, which no other objective reads.
+GRPO_LOSS_FIELDS = (
+    "loss_type",
+    "importance_sampling_level",
+    "delta",
+    "top_entropy_quantile",
+    "entropy_coef",
+    "use_adaptive_entropy",
+    "off_policy_mask_threshold",
+    "use_bias_correction_kl",
+)
+
+
+def check_objective(config: "PODSConfig") -> None:
+    """Raise `ValueError` for what the objective and its options rule out."""
+    _check_pairs(config)
+    objective = config.get_objective()
+    if objective is not None:
+        _check_micro_batches(config, objective)
+        _check_reference(config, objective)
+        _check_unread(config, objective)
+
+
+def fill_in_objective_options(config: "PODSConfig") -> None:
+    """Put the objective's own values where None stands for them.
+
+    Raises `ValueError` for an unknown objective, for options of another one, and for a strength
+    that is not above 0.
+    """
+    if config.objective != GRPO and config.objective not in OBJECTIVES:
+        known = ", ".join([GRPO, *OBJECTIVES])
+        raise ValueError(f"objective is {config.objective!r}; choose one of {known}.")
+    objective = OBJECTIVES.get(config.objective)
+    options = objective.options if objective else {}
+    for name in sorted({name for each in OBJECTIVES.values() for name in each.options}):
+        value = getattr(config, name)
+        if name in options and value is None:
+            setattr(config, name, options[name])
+        elif name not in options and name != "beta" and name not in _trl_defaults():
+            _refuse_set(config, name, value)
+    if config.beta is None:
+        config.beta = 0.0
+    for name in {"beta", "rebel_eta", "value_beta"} & set(options):
+        if not getattr(config, name) > 0:
+            raise ValueError(
+                f"{name} is {getattr(config, name)}, but objective={config.objective!r} divides by "
+                f"it or multiplies all it learns by it: set {name} above 0, or leave it out "
+                f"for {options[name]}."
+            )
+
+
+def _refuse_set(config: "PODSConfig", name: str, value: Any) -> None:
+    if value is not None:
+        raise ValueError(
+            f"{name} is {value!r}, which has no effect with objective={config.objective!r}: "
+            f"leave {name} out."
+        )
+
+
+def _check_pairs(config: "PODSConfig") -> None:
+    if config.pair_mode not in (None, *PAIR_MODES):
+        raise ValueError(
+            f"pair_mode is {config.pair_mode!r}; choose one of {', '.join(PAIR_MODES)}."
+        )
+    for name in ("tdpo_alpha", "bmc_delta", "rbrm_alpha", "sdpo_first_turn"):
+        _check_at_least(config, name, 0)
+    for name in ("sdpo_num_turns", "veripo_policy_steps", "veripo_pair_steps"):
+        _check_at_least(config, name, 1)
+    if config.veripo_drop_solved is not None and not 0 <= config.veripo_drop_solved <= 1:
+        raise ValueError(
+            f"veripo_drop_solved is {config.veripo_drop_solved}: a share, choose 0 to 1."
+        )
+
+
+def _check_at_least(config: "PODSConfig", name: str, least: int) -> None:
+    value = getattr(config, name)
+    if value is not None and not value >= least:
+        raise ValueError(f"{name} is {value}: choose at least {least}.")
+
+
+def _check_micro_batches(config: "PODSConfig", objective: Objective) -> None:
+    batch_size, m = config.per_device_train_batch_size, config.num_generations
+    if objective.needs_whole_groups and batch_size % m:
+        raise ValueError(
+            f"objective={config.objective!r} compares the kept rollouts of a prompt with each "
+            f"other, so every micro-batch must hold groups whole, but "
+            f"per_device_train_batch_size = {batch_size} is no multiple of num_generations = "
+            f"{m}. Set it to a multiple of {m}, and gradient_accumulation_steps for the rest."
+        )
+
+
+def _check_reference(config: "PODSConfig", objective: Objective) -> None:
+    if not objective.needs_reference_rewards:
+        return _refuse_set(config, "num_reference_rollouts", config.num_reference_rollouts)
+    if int(config.num_reference_rollouts or 0) < 1:
+        raise ValueError(
+            f"num_reference_rollouts is {config.num_reference_rollouts}, but "
+            f"objective={config.objective!r} needs at least 1: the papers take 8 and 20."
+        )
+    needs = {
+        "sync_ref_model": (False, "as rewards of the reference are sampled once per prompt"),
+        "use_vllm": (False, "as vLLM samples from the policy only"),
+        "multi_objective_aggregation": (
+            SUM_THEN_NORMALIZE,
+            "as rewards normalised within a group do not compare with the reference's",
+        ),
+    }
+    for name, (value, reason) in needs.items():
+        if getattr(config, name) != value:
+            raise ValueError(f"objective={config.objective!r} needs {name}={value!r}, {reason}.")
+
+
+def _check_unread(config: "PODSConfig", objective: Objective) -> None:
+    """Settings that look as if they changed what is learned, but would not."""
+    defaults = _trl_defaults()
+    for name in GRPO_LOSS_FIELDS if objective.schedule is None else ():
+        if getattr(config, name) != defaults[name]:
+            raise ValueError(
+                f"{name} is {getattr(config, name)!r}, but belongs to TRL's loss, which "
+                f"objective={config.objective!r} replaces: leave {name} out."
+            )
+    if not objective.needs_reference and config.beta:
+        raise ValueError(
+            f"beta is {config.beta}, but objective={config.objective!r} reads no reference: leave "
+            "beta out."
+        )
+    if not objective.needs_advantages and config.own_advantages():
+        raise ValueError(
+            f"advantage={config.advantage!r}, advantage_from={config.advantage_from!r} and "
+            f"advantage_weights={config.advantage_weights!r} have no effect with "
+            f"objective={config.objective!r}, which reads rewards: leave them out."
+        )
+
+
+def _trl_defaults() -> dict[str, Any]:
+    return {each.name: each.default for each in fields(GRPOConfig)}

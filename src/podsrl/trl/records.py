@@ -1,0 +1,71 @@
+"""What a generation batch leaves behind: its advantages, its metrics, its lines in the log.
+
+Shape letters: P prompts, N sampled rollouts, F reward functions, B kept rows.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl import GRPOTrainer
+
+from podsrl.core.combine import SUM_THEN_NORMALIZE, combine
+from podsrl.core.statistics import reward_metrics
+from podsrl.trl.batch import GenerationBatch
+from podsrl.trl.early_stop import Stopping
+
+
+def use_advantages(host: GRPOTrainer, batch: GenerationBatch, output: dict[str, Any]) -> None:
+    """Put the advantages that the settings ask for in the place of TRL's."""
+    assert batch.selection is not None
+    all_advantages_B = batch.selection.advantages_B
+    own = batch.share(output["advantages"].shape[0])
+    output["advantages"] = all_advantages_B[own].to(output["advantages"])
+    # TRL has logged its own already, of all processes; the log is bounded and may hold fewer.
+    logged = host._logs["advantages"]
+    for _ in range(min(len(logged), len(all_advantages_B))):
+        logged.pop()
+    logged.extend(all_advantages_B.tolist())
+
+
+def record_metrics(host: GRPOTrainer, batch: GenerationBatch, stopping: Stopping | None) -> None:
+    """TRL's reward metrics over all n instead of the kept m, and `pods/` for the kept ones."""
+    selection = batch.selection
+    assert selection is not None
+    rewards_PN, rewards_PNF = selection.rewards_PN, selection.rewards_per_func_PNF
+    if batch.first_rewards_PNF is not None:
+        rewards_PNF = batch.first_rewards_PNF
+    if selection.selector.aggregation != SUM_THEN_NORMALIZE or batch.first_rewards_PNF is not None:
+        rewards_PN = combine(rewards_PNF, host.reward_weights)  # what the rule ranked is no sum
+    over_all = reward_metrics(rewards_PN, rewards_PNF, host.reward_func_names)
+    values = over_all | {f"pods/{name}": value for name, value in selection.numbers().items()}
+    values |= batch.metrics
+    if stopping is not None:
+        values |= stopping.metrics(selection)
+    metrics = host._metrics["train"]
+    # One transfer for all numbers, so that a GPU is waited for once.
+    numbers = torch.stack(list(values.values())).tolist()
+    for name, number in zip(values, numbers, strict=True):
+        if name in over_all:
+            metrics[name][-1] = number
+        else:
+            metrics[name].append(number)
+
+
+def log_rollouts(host: GRPOTrainer, batch: GenerationBatch, log: Any, advantages_B: Tensor) -> None:
+    """Write what the main process sampled in this batch; other processes log nothing.
+
+    log: has `write_batch`, as runs/rollout_log.py. advantages_B: of this process's kept rows.
+    """
+    assert batch.rollouts is not None
+    rollouts, completions = batch.rollouts, batch.rollouts.generated[3]
+    rows = batch.rows_of_this_process(len(completions))
+    log.write_batch(
+        host.state.global_step + 1,
+        batch.selection,
+        rollouts.inputs[:: host.args.num_rollouts],
+        completions,
+        rollouts.lengths,
+        advantages=dict(zip(rows, advantages_B.tolist(), strict=True)),
+        rule=host.args.selection_rule,
+    )

@@ -1,0 +1,157 @@
+"""What arguments and models rule out: one error each, before training, with the remedy.
+
+Settings that rule each other out are found in checks.py, without a model.
+"""
+
+from typing import Any
+
+from datasets import Dataset
+from torch import nn
+from trl import GRPOTrainer
+from trl.trainer.utils import is_async_callable
+
+from podsrl.packing.log_probs import unwrap
+from podsrl.trl.config import PODSConfig
+from podsrl.trl.sampling import settings_or_why_generate
+
+UNSUPPORTED = {
+    "tools": "tool calls",
+    "environment_factory": "environments",
+    "rollout_func": "custom rollout functions",
+}
+# Fields by which configurations scale logits. TRL applies them inside its fused head.
+LOGIT_SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
+
+
+def refuse_arguments(arguments: dict[str, Any]) -> None:
+    """Raise for what GRPOTrainer can do and PODSTrainer cannot, and for another trainer's args."""
+    for name, what in UNSUPPORTED.items():
+        if arguments.get(name):
+            raise NotImplementedError(
+                f"PODSTrainer does not support {what} yet ({name} is set): leave it out, or train "
+                "with GRPOTrainer."
+            )
+    args = arguments.get("args")
+    if args is not None and not isinstance(args, PODSConfig):
+        raise TypeError(
+            f"args is a {type(args).__name__}; PODSTrainer needs a PODSConfig, which takes the "
+            "same fields and adds num_rollouts, selection_rule and advantage_from."
+        )
+    if args is not None and args.early_stop:
+        _refuse_early_stop_arguments(args, arguments.get("reward_funcs"))
+
+
+def refuse_trainer(host: GRPOTrainer) -> None:
+    """Raise for what only a built trainer shows: its model, its data set, its processes."""
+    if host._is_vlm:
+        raise NotImplementedError(
+            "PODSTrainer does not support models with images yet: pass a tokenizer as "
+            "processing_class, or use GRPOTrainer."
+        )
+    if host.args.early_stop:
+        _refuse_early_stop(host)
+    if host.args.refill_constant_groups and not isinstance(host.train_dataset, Dataset):
+        raise ValueError(
+            "refill_constant_groups draws rows of the training set by number, but it is a "
+            f"{type(host.train_dataset).__name__}: pass a datasets.Dataset, or leave "
+            "refill_constant_groups at 0."
+        )
+    _refuse_objective(host)
+
+
+def _refuse_early_stop_arguments(args: PODSConfig, functions: Any) -> None:
+    if args.reward_bounds is None:
+        raise ValueError(
+            "early_stop needs the lowest and highest weighted sum of rewards: set reward_bounds, "
+            "for example [0.0, 1.0] for one reward that is 0 or 1 and has weight 1."
+        )
+    for function in functions if isinstance(functions, list) else [functions]:
+        is_model = isinstance(function, (str, nn.Module))
+        if is_model or is_async_callable(function):
+            raise ValueError(
+                f"early_stop calls reward functions in a thread while tokens are sampled, and "
+                f"{function if isinstance(function, str) else type(function).__name__} is "
+                f"{'a model' if is_model else 'async'}: give plain functions, or leave early_stop "
+                "out."
+            )
+
+
+def _refuse_early_stop(host: GRPOTrainer) -> None:
+    found = settings_or_why_generate(host)
+    reason = found if isinstance(found, str) else None
+    if any(
+        getattr(host._tokenizer, name, None) for name in ("response_template", "response_schema")
+    ):
+        reason = "the tokenizer parses its own responses"
+    if reason is not None:
+        raise ValueError(f"early_stop needs our own sampling, but {reason}: leave it out.")
+
+
+def _refuse_objective(host: GRPOTrainer) -> None:
+    objective = host.args.get_objective()
+    if objective is None:
+        return
+    if host.aux_loss_enabled:
+        raise NotImplementedError(
+            f"objective={host.args.objective!r} does not add the load-balancing loss of mixture"
+            "-of-experts models yet: set router_aux_loss_coef=0."
+        )
+    several = host.accelerator.num_processes > 1
+    if objective.needs_whole_groups and several and host.args.budget == "pooled":
+        raise NotImplementedError(
+            f"objective={host.args.objective!r} needs whole groups, which budget='pooled' cuts "
+            "where one process ends and the next begins: set budget='per_prompt', or train in "
+            "one process."
+        )
+    if objective.needs_reference_rewards:
+        _refuse_reference(host)
+    if objective.schedule is not None and host.args.budget == "pooled":
+        raise NotImplementedError(
+            f"objective={host.args.objective!r} takes turns with TRL's loss, which cannot take "
+            "micro-batches of whole groups of different sizes: set budget='per_prompt'."
+        )
+    if objective.needs_token_kl:
+        _refuse_token_kl(host)
+
+
+def _refuse_reference(host: GRPOTrainer) -> None:
+    if host.is_fsdp_enabled or host.is_deepspeed_enabled:
+        raise NotImplementedError(
+            f"objective={host.args.objective!r} samples from the reference model, which is not "
+            "supported with FSDP or DeepSpeed yet: train without them, or choose an objective "
+            "that needs no rewards of the reference, such as 'agro'."
+        )
+    if host.use_transformers_continuous_batching:
+        raise NotImplementedError(
+            f"objective={host.args.objective!r} samples from the reference model, which "
+            "continuous batching does not: set use_transformers_continuous_batching=False."
+        )
+
+
+def _refuse_token_kl(host: GRPOTrainer) -> None:
+    """Raise for models whose logits could not be computed apart from the model's forward."""
+    name = f"objective={host.args.objective!r}"
+    if host.is_fsdp_enabled or host.is_deepspeed_enabled:
+        raise NotImplementedError(
+            f"{name} reads the output layer outside of the model's forward pass, which is not "
+            "supported with FSDP or DeepSpeed yet: train without them, or choose 'dpo'."
+        )
+    if host.args.sync_ref_model:
+        raise NotImplementedError(
+            f"{name} keeps hidden states of the reference while it is in use, so the reference "
+            "must not change: set sync_ref_model=False."
+        )
+    causal_lm = unwrap(host.model)
+    if not isinstance(causal_lm.get_output_embeddings(), nn.Linear):
+        raise NotImplementedError(
+            f"{name} needs a plain linear output layer, but this model's is a "
+            f"{type(causal_lm.get_output_embeddings()).__name__}: leave it out of the "
+            "adapter's modules, or choose 'dpo'."
+        )
+    config = causal_lm.config.get_text_config()
+    scales = [each for each in LOGIT_SCALES if getattr(config, each, None) not in (None, 1.0)]
+    if scales:
+        raise NotImplementedError(
+            f"{name} does not serve models that scale their logits ({scales[0]} of the model's "
+            f"configuration is {getattr(config, scales[0])}) yet: choose 'dpo'."
+        )
