@@ -3,6 +3,7 @@
 import re
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -89,6 +90,18 @@ def test_these_tests_see_what_is_wrong() -> None:
     ]
     assert resolves("podsrl.core.rules.RULES") and not resolves("podsrl.core.rules.none")
     assert not resolves("podsrl.rollout") and not resolves("podsrl.rollout.sample")
+
+
+def test_the_choice_in_a_loop_of_ones_own() -> None:
+    text = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r"```python\n(import torch\n.*?)```", text, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(script, names)
+    rows, advantages = names["chosen"].kept_rows_B.tolist(), names["chosen"].advantages_B
+    assert len(rows) == 4 and {2, 6} <= set(rows) and sum(row < 4 for row in rows) == 2
+    # Right are rows 2, 4, 5 and 7; a pair's mean is 1/2, its deviation sqrt(1/2).
+    signs = [1 if row in {2, 4, 5, 7} else -1 for row in rows]
+    assert advantages.tolist() == pytest.approx([0.707 * sign for sign in signs], abs=1e-3)
 
 
 def test_every_page_is_in_the_index() -> None:
