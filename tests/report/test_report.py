@@ -178,7 +178,10 @@ def test_command_prints_what_follows(tmp_path, capsys, monkeypatch):
     folder = write_comparison(tmp_path / "mine")
     assert podsrl(["report", str(folder)]) == 0
     output = capsys.readouterr().out
-    assert "2.25 times as fast" in output
+    head, line = output.splitlines()[1:3]
+    assert head.split("  ")[0] == "against"
+    assert line.startswith("grpo     pods  +20.00 (+20.00 to +20.00)  2.25 (")
+    assert "2.25 times as fast" not in output  # the table says it
     assert "Bootstrap intervals over fewer than 5 runs are too narrow" in output
     assert f"written to {folder / 'report' / 'report.html'}" in output
 

@@ -10,7 +10,7 @@ from helpers.arms import ROWS, write_comparison
 from helpers.browser import Browser, open_browser
 from podsrl.report.write import write_report
 
-FIGURES = 7
+FIGURES = 8
 MEASURE = """(() => {
   const box = element => { const r = element.getBoundingClientRect(); return [r.width, r.height] };
   return {
@@ -23,6 +23,8 @@ MEASURE = """(() => {
     background: getComputedStyle(document.body).backgroundColor,
     text: getComputedStyle(document.body).color,
     tick: getComputedStyle(document.querySelector('figure svg text')).fill,
+    wide: [...document.querySelectorAll('.scroll')].filter(
+      box => box.scrollWidth > box.clientWidth).length,
     smallest: Math.min(...[...document.querySelectorAll('figure svg text')].map(
       text => text.getBoundingClientRect().height)),
   }
@@ -46,7 +48,8 @@ def browser():
 
 def test_page_figures_and_numbers_are_written(written: Path):
     names = {path.name for path in (written / "figures").iterdir()}
-    for figure in ("accuracy-over-time", "accuracy-over-step", "format-rate-over-time", "phases"):
+    over_time = ("lead-over-time", "accuracy-over-time", "format-rate-over-time")
+    for figure in (*over_time, "accuracy-over-step", "phases"):
         assert {f"sums-{figure}.svg", f"sums-{figure}.png"} <= names
     (comparison,) = json.loads((written / "summary.json").read_text())["comparisons"]
     assert "2.25 times as fast" in comparison["findings"][0]
@@ -60,6 +63,14 @@ def test_the_page_needs_nothing_else(written: Path):
     ids = re.findall(r"\bid=\"([^\"]+)", page)
     assert len(ids) == len(set(ids))
     assert all(f'id="{used}"' in page for used in re.findall(r"url\(#([^)]+)\)", page))
+
+
+def test_the_first_figure_is_the_difference(written: Path):
+    page = (written / "report.html").read_text()
+    titles = re.findall(r"<figcaption>(.*?)<small>", page)
+    assert titles[0] == "Accuracy ahead of grpo&#39;s over training time"
+    # ROWS: 0.80, 0.82, 0.78 minus 0.60, 0.62, 0.58 at the end.
+    assert "Points ahead of grpo: &lt;b&gt;&amp; ends at +20.0." in page
 
 
 def brightness(color: str) -> float:
@@ -81,6 +92,7 @@ def test_page(browser: Browser, written: Path, tmp_path: Path, width: int, schem
         assert drawn_height > 150
     assert found["named"]
     assert found["captions"]
+    assert found["wide"] == 0  # not even inside a table's own box
     assert found["smallest"] >= 8  # pixels: text in figures stays readable on a phone
     dark = scheme == "dark"
     assert (brightness(found["background"]) < 60) == dark

@@ -13,9 +13,10 @@ from podsrl.report.speedup import (
     estimate,
     final_and_peak,
     first_reach,
-    fit_step_seconds,
+    lead,
     speed_up,
 )
+from podsrl.report.summary import fit_step_seconds
 
 
 def reach(times, values, level, interpolated):
@@ -205,3 +206,22 @@ def test_no_fit_without_three_independent_sizes():
 def test_collapse(accuracy, format_rate, died):
     found = collapses(curve([accuracy]), curve([format_rate]))
     assert [run["died"] for run in found] == died
+
+
+def test_lead_over_time_by_hand():
+    # Seeds 0 and 1 are pairs: differences 0, 0; 0.1, 0.3; 0.2, 0.2. Mean 0.2 and s = 0.1414 at 1 s,
+    # t = 12.706 for one degree of freedom: 0.2 -+ 12.706 x 0.1414 / sqrt(2) = 0.2 -+ 1.2706.
+    base = curve([[0.2, 0.3, 0.4], [0.2, 0.3, 0.5]])
+    arm = curve([[0.2, 0.4, 0.6], [0.2, 0.6, 0.7]])
+    found = lead(base, arm)
+    assert found["seconds"] == [0.0, 1.0, 2.0]
+    assert found["value"] == pytest.approx([0.0, 0.2, 0.2])
+    assert found["low"] == pytest.approx([0.0, -1.0706, 0.2], abs=1e-4)
+    assert found["high"] == pytest.approx([0.0, 1.4706, 0.2], abs=1e-4)
+
+
+def test_lead_ends_with_the_shorter_arm_and_one_run_has_no_bounds():
+    found = lead(curve([[0.2, 0.3, 0.4]]), curve([[0.2, 0.5]], seeds=["7"]))
+    assert found["seconds"] == [0.0, 1.0]
+    assert found["value"] == pytest.approx([0.0, 0.2])
+    assert found["low"] == found["high"] == [None, None]

@@ -29,7 +29,7 @@ def main(argv: list[str] | None) -> int:
     """Write the report and print what follows; 2 with one line on a mistake in the options."""
     options = build_parser().parse_args(argv)
     from podsrl.report.records import collect
-    from podsrl.report.write import write_report
+    from podsrl.report.write import in_brief, write_report
 
     paths = [Path(path) for path in options.paths]
     output = Path(options.output) if options.output else _beside(paths[0])
@@ -37,9 +37,7 @@ def main(argv: list[str] | None) -> int:
         print(f"collected in {collect(_one_of(paths), Path(options.collect))}")
     result = write_report(paths, output, baseline=options.baseline)
     for comparison in result["comparisons"]:
-        print(comparison["title"])
-        for text in comparison["findings"] + comparison["notes"]:
-            print(f"  {text}")
+        print(in_brief(comparison))
     print(f"written to {output / 'report.html'}")
     return 0
 

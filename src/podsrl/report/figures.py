@@ -1,8 +1,7 @@
 """The figures of a comparison, in the order of the page: one line per arm, and a step's phases."""
 
-import io
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,25 +9,20 @@ import numpy as np
 from podsrl.report.curves import PERCENT, ComparisonCurves, Curve, Unit, curve_of
 from podsrl.report.sentences import time_unit
 from podsrl.report.speedup import band
-from podsrl.report.theme import GRID, INK, MARKERS, PHASE_COLORS, STYLE, color_of
+from podsrl.report.theme import (
+    HEIGHT_INCHES,
+    INK,
+    MARKERS,
+    PHASE_COLORS,
+    Figure,
+    color_of,
+    figure,
+    label_of,
+)
 
-SIZE_INCHES = (4.6, 3.1)
-LEGEND_LETTERS = 48
-"""How many letters of a legend stand beside each other in that width."""
-LONGEST_LABEL = 28
-"""An arm's name that is longer is cut in figures: it would leave them no room."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """A drawing: a short name for files, what stands above it, what it shows in words."""
-
-    name: str
-    title: str
-    caption: str
-    alt: str
-    svg: str
-    png: bytes
+PANEL_INCHES = 1.3  # height of a row of panels
+MOST_BANDS = 2
+BAND_IN_MEANS = 4.0  # a band is drawn as far as this many times the farthest mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +42,7 @@ def draw_figures(comparison: ComparisonCurves, summary: dict[str, Any]) -> list[
     """Return the figures that the comparison's measures allow."""
     unit = time_unit(summary)
     drawn = [
+        lead_figure(summary, unit),
         line_figure(
             comparison, "accuracy", "Accuracy over training time", unit=unit, summary=summary
         ),
@@ -61,6 +56,68 @@ def draw_figures(comparison: ComparisonCurves, summary: dict[str, Any]) -> list[
     return [found for found in drawn if found is not None]
 
 
+def lead_figure(summary: dict[str, Any], unit: Unit) -> Figure | None:
+    """Return each arm's accuracy minus the baseline's, a panel per arm; None if none is compared."""
+    arms = list(summary["arms"])
+    leads = {
+        name: against["lead"]
+        for name, against in summary["against_baseline"].items()
+        if against["lead"] and len(against["lead"]["seconds"]) > 1
+    }
+    if not leads:
+        return None
+    num_columns = min(2, len(leads))
+    num_rows = -(-len(leads) // num_columns)
+    limit = _lead_limit(leads.values())
+    cut = "" if limit is None else " Bands that leave the picture are cut."
+
+    def draw(panels: list[Any]) -> None:
+        for axes, (name, lead) in zip(panels, leads.items(), strict=False):
+            _draw_lead(axes, name, lead, color_of(arms.index(name)), unit)
+        if limit is not None:
+            panels[0].set_ylim(-limit, limit)  # the panels share it
+        for axes in panels[len(leads) :]:
+            axes.set_visible(False)
+        for axes in panels[len(leads) - num_columns : len(leads)]:  # the lowest of each column
+            axes.tick_params(labelbottom=True)
+            axes.set_xlabel(f"training time, {unit[0]}")
+        for axes in panels[::num_columns]:
+            axes.set_ylabel("points")
+
+    base = summary["baseline"]
+    ends = [f"{name} ends at {100 * lead['value'][-1]:+.1f}" for name, lead in leads.items()]
+    return figure(
+        name="lead-over-time",
+        title=f"Accuracy ahead of {base}'s over training time",
+        caption=f"Points above {base}: mean and 95 % band over runs, paired by seed where they can "
+        f"be. Where the band includes 0, nothing can be told.{cut}",
+        alt=f"Points ahead of {base}: {'; '.join(ends)}.",
+        draw=draw,
+        height=max(HEIGHT_INCHES, 0.6 + PANEL_INCHES * num_rows),
+        panels=(num_rows, num_columns),
+    )
+
+
+def _draw_lead(axes: Any, name: str, lead: dict[str, Any], color: str, unit: Unit) -> None:
+    at_K = np.array(lead["seconds"]) / unit[1]
+    axes.axhline(0, color=INK, linewidth=0.9)
+    if None not in lead["low"]:
+        low_K, high_K = (100 * np.array(lead[bound]) for bound in ("low", "high"))
+        _draw_band(axes, at_K, low_K, high_K, color)
+    axes.plot(at_K, 100 * np.array(lead["value"]), color=color)
+    axes.set_title(label_of(name), loc="left", fontsize=9, color=INK)
+
+
+def _lead_limit(leads: Iterable[dict[str, Any]]) -> float | None:
+    """Where to cut the bands of very few runs, beside which every mean would be a flat line."""
+    means = [abs(value) for lead in leads for value in lead["value"]]
+    bounds = [
+        abs(low) for lead in leads for low in (*lead["low"], *lead["high"]) if low is not None
+    ]
+    limit = 100 * BAND_IN_MEANS * max(means)
+    return limit if 0 < limit < 100 * max(bounds, default=0.0) else None
+
+
 def line_figure(
     comparison: ComparisonCurves,
     measure: str,
@@ -69,7 +126,9 @@ def line_figure(
     unit: Unit | None = None,
     summary: dict[str, Any] | None = None,
 ) -> Figure | None:
-    """Return mean and 95 % band over runs, over time in `unit` or, without it, over steps.
+    """Return means over runs, over time in `unit` or, without it, over steps.
+
+    Up to two arms have their 95 % bands; more bands would lie on each other and hide the lines.
 
     With a summary, the best of the baseline is a dashed line, and where each arm reaches it is
     marked. A start far below everything else is left out of the picture, and the caption says so.
@@ -78,6 +137,8 @@ def line_figure(
     lines = _lines(comparison, measure, unit)
     if not lines:
         return None
+    if len(lines) > MOST_BANDS:
+        lines = [replace(line, low_K=line.mean_K, high_K=line.mean_K) for line in lines]
     percent = measure in PERCENT
     limits = _limits(lines)
     reached = _reached(summary, unit) if summary and unit else []
@@ -161,11 +222,16 @@ def _reached(summary: dict[str, Any], unit: Unit) -> list[tuple[str, float, floa
 
 def _draw_line(axes: Any, line: Line) -> None:
     color = color_of(line.place)
-    axes.fill_between(line.at_K, line.low_K, line.high_K, color=color, alpha=0.16, linewidth=0)
-    marker = MARKERS[line.place % len(MARKERS)]
-    axes.plot(
-        line.at_K, line.mean_K, color=color, marker=marker, markersize=3.2, label=_label(line.name)
-    )
+    if (line.low_K < line.high_K).any():
+        _draw_band(axes, line.at_K, line.low_K, line.high_K, color)
+    marker, label = MARKERS[line.place % len(MARKERS)], label_of(line.name)
+    axes.plot(line.at_K, line.mean_K, color=color, marker=marker, markersize=3.2, label=label)
+
+
+def _draw_band(
+    axes: Any, at_K: np.ndarray, low_K: np.ndarray, high_K: np.ndarray, color: str
+) -> None:
+    axes.fill_between(at_K, low_K, high_K, color=color, alpha=0.16, linewidth=0)
 
 
 def _draw_reached(
@@ -188,7 +254,8 @@ def _caption(
     summary: dict[str, Any] | None,
     sign: str,
 ) -> str:
-    parts = ["Mean over runs, band 95 %."]
+    banded = any((line.low_K < line.high_K).any() for line in lines)
+    parts = ["Mean over runs, band 95 %." if banded else "Mean over runs."]
     if reached and summary:
         parts.append(f"Dashed: the best of {summary['baseline']}; dotted: when it was reached.")
     if limits:
@@ -210,7 +277,7 @@ def _phases(summary: dict[str, Any]) -> Figure | None:
             width = np.array([arms[name].get(phase, 0.0) for name in names])
             axes.barh(range(len(names)), width, left=left, color=color, label=phase, height=0.62)
             left += width
-        axes.set_yticks(range(len(names)), [_label(name) for name in names])
+        axes.set_yticks(range(len(names)), [label_of(name) for name in names])
         axes.invert_yaxis()
         axes.grid(axis="y", visible=False)
         axes.set_xlabel("seconds per step")
@@ -226,42 +293,5 @@ def _phases(summary: dict[str, Any]) -> Figure | None:
         caption="Seconds per optimizer step, mean over runs.",
         alt=f"Per step: {'; '.join(parts)}.",
         draw=draw,
-    )
-
-
-def figure(*, name: str, title: str, caption: str, alt: str, draw: Callable[[Any], None]) -> Figure:
-    """Return the figure that `draw` makes on matplotlib axes; the same bytes every time."""
-    import matplotlib
-    from matplotlib.figure import Figure as Drawing
-
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
-        drawing = Drawing(figsize=SIZE_INCHES, layout="constrained")
-        axes = drawing.subplots()
-        draw(axes)
-        axes.grid(color=GRID, linewidth=0.6)
-        axes.set_axisbelow(True)
-        for side in ("top", "right", "left"):
-            axes.spines[side].set_visible(False)
-        _add_legend(drawing, axes)
-        drawing.draw_without_rendering()
-        drawing.set_layout_engine("none")  # the layout is found; it need not be found per file
-        svg, png = io.StringIO(), io.BytesIO()
-        drawing.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
-        drawing.savefig(png, format="png", dpi=200, facecolor="white")
-    return Figure(
-        name=name, title=title, caption=caption, alt=alt, svg=svg.getvalue(), png=png.getvalue()
-    )
-
-
-def _label(name: str) -> str:
-    """The name as it stands in a figure; matplotlib leaves names that begin with _ out."""
-    short = name if len(name) <= LONGEST_LABEL else f"{name[: LONGEST_LABEL - 1]}…"
-    return f" {short}" if short.startswith("_") else short
-
-
-def _add_legend(drawing: Any, axes: Any) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    columns = max(1, min(4, LEGEND_LETTERS // (max(map(len, labels)) + 4)))
-    drawing.legend(
-        handles, labels, loc="outside upper left", ncols=columns, frameon=False, labelcolor=INK
+        height=max(HEIGHT_INCHES, 1.2 + 0.28 * len(names)),
     )

@@ -16,7 +16,7 @@ from podsrl import __version__
 from podsrl.report import tables
 from podsrl.report.curves import Unit
 from podsrl.report.figures import Figure
-from podsrl.report.sentences import duration, sentences, time_unit
+from podsrl.report.sentences import duration, hardware_in_words, in_words, sentences, time_unit
 from podsrl.report.theme import css_variables, inline
 
 ABOUT_LABELS = {
@@ -27,6 +27,7 @@ ABOUT_LABELS = {
     "learning_rate": "learning rate",
     "device": "hardware",
     "task_arguments": "options of the task",
+    "platform": "system",
 }
 SOFTWARE = ("python", "podsrl", "torch", "transformers", "trl", "accelerate", "peft", "datasets")
 
@@ -116,7 +117,7 @@ def _about_value(key: str, value: Any, unit: Unit) -> str:
         return duration(float(value), unit)
     if key == "max_completion_length":
         return f"{value} tokens"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return hardware_in_words(value) if key == "device" else in_words(value)
 
 
 def _arm(name: str, arm: dict[str, Any]) -> str:

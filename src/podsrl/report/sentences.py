@@ -1,8 +1,11 @@
 """What follows from the numbers, in plain sentences, and what does not."""
 
+import re
 from typing import Any
 
 from podsrl.report.curves import Unit
+
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def sentences(summary: dict[str, Any], unit: Unit) -> list[str]:
@@ -18,9 +21,15 @@ def sentences(summary: dict[str, Any], unit: Unit) -> list[str]:
         if against["speed_up"]:
             parts.insert(0, _speed_up_sentence(arm, base, against["speed_up"], unit))
         found += [" ".join(parts)] if parts else []
+    return found + asides(summary)
+
+
+def asides(summary: dict[str, Any]) -> list[str]:
+    """Return what no comparison with the baseline says: what died, and courses without one."""
+    found = []
     for arm, numbers in summary["arms"].items():
         found += _collapse_sentence(arm, numbers)
-    if base is None or len(summary["arms"]) == 1:
+    if summary["baseline"] is None or len(summary["arms"]) == 1:
         found += [*_courses(summary), _nothing_compared(summary)]
     return found
 
@@ -84,6 +93,35 @@ def duration(seconds: float | str, unit: Unit) -> str:
     if isinstance(seconds, str):
         return seconds
     return f"{seconds / unit[1]:.{2 if unit[0] == 'h' else 1}f} {unit[0]}"
+
+
+def in_words(value: Any) -> str:
+    """A setting's value for people, without the spelling of Python.
+
+    Example: None is "–", True "yes", {"digits": 1} "digits 1", [0, 1, 2] "0 to 2", 7e-05
+    "7 × 10⁻⁵".
+    """
+    if value is None or isinstance(value, bool):
+        return {None: "–", True: "yes", False: "no"}[value]
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {in_words(item)}" for key, item in value.items()) or "none"
+    if isinstance(value, list):
+        ints = len(value) > 2 and all(isinstance(item, int) for item in value)
+        if ints and value == list(range(value[0], value[0] + len(value))):
+            return f"{value[0]} to {value[-1]}"
+        return ", ".join(map(in_words, value)) or "none"
+    if isinstance(value, float):
+        digits, _, power = f"{value:g}".partition("e")
+        return minus(digits) + (f" × 10{str(int(power)).translate(RAISED)}" if power else "")
+    return str(value)
+
+
+def hardware_in_words(device: str) -> str:
+    """The device that a run names, with its threads in words.
+
+    Example: "cpu, 1 threads" is "CPU, 1 thread"; a GPU's name stays as it is.
+    """
+    return re.sub(r"^cpu\b", "CPU", re.sub(r"\b1 threads$", "1 thread", device))
 
 
 def interval(low: str, high: str) -> str:

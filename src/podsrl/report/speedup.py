@@ -204,6 +204,35 @@ def differences(baseline: Curve, arm: Curve) -> dict[str, dict[str, Any]]:
     at_K = baseline.at_K[(baseline.at_K > 0) & (baseline.at_K <= arm.at_K[-1])]
     if not len(at_K):
         at_K = baseline.at_K[:1]
+    base_SK, arm_SK, pairs = _aligned(baseline, arm, at_K)
+    reduced = {
+        "window": (base_SK.mean(axis=1), arm_SK.mean(axis=1)),
+        "end": (base_SK[:, -1], arm_SK[:, -1]),
+    }
+    return {
+        when: {**_difference(base_S, arm_S, pairs), "until_seconds": float(at_K[-1])}
+        for when, (base_S, arm_S) in reduced.items()
+    }
+
+
+def lead(baseline: Curve, arm: Curve) -> dict[str, list[float]]:
+    """Return arm minus baseline at each of the baseline's times that both cover, time 0 included.
+
+    `value`, and `low` and `high`, intervals as in `differences`, each for one time by itself.
+
+    Example: baseline 0.2, 0.4 and arm 0.2, 0.7 at 0 and 1 s: values 0 and 0.3.
+    """
+    at_K = baseline.at_K[baseline.at_K <= arm.at_K[-1]]
+    base_SK, arm_SK, pairs = _aligned(baseline, arm, at_K)
+    found = [_difference(*columns, pairs) for columns in zip(base_SK.T, arm_SK.T, strict=True)]
+    keys = ("value", "low", "high")
+    return {"seconds": at_K.tolist(), **{key: [one[key] for one in found] for key in keys}}
+
+
+def _aligned(
+    baseline: Curve, arm: Curve, at_K: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int]]]:
+    """Both arms' runs at these times, and the pairs of positions of runs with the same seed."""
     base_SK, arm_SK = (
         np.array([np.interp(at_K, curve.at_K, row) for row in curve.values_SK])
         for curve in (baseline, arm)
@@ -213,14 +242,7 @@ def differences(baseline: Curve, arm: Curve) -> dict[str, dict[str, Any]]:
         for index, seed in enumerate(arm.seeds)
         if seed in baseline.seeds
     ]
-    reduced = {
-        "window": (base_SK.mean(axis=1), arm_SK.mean(axis=1)),
-        "end": (base_SK[:, -1], arm_SK[:, -1]),
-    }
-    return {
-        when: {**_difference(base_S, arm_S, pairs), "until_seconds": float(at_K[-1])}
-        for when, (base_S, arm_S) in reduced.items()
-    }
+    return base_SK, arm_SK, pairs
 
 
 def _difference(
@@ -249,32 +271,3 @@ def _welch_half(base_S: np.ndarray, arm_S: np.ndarray) -> float:
     ]
     degrees = max(1, int(sum(errors) ** 2 / sum(parts)))
     return t_quantile(degrees) * math.sqrt(sum(errors))
-
-
-def fit_step_seconds(seconds: dict[tuple[int, int], float]) -> dict[str, object] | None:
-    """Return the least-squares fit seconds per step = a + b n + c m over (n, m) -> seconds.
-
-    None with fewer than three (n, m), or where they lie on a line, so that a, b, c are not
-    determined. With exactly three the residuals are 0 by construction.
-
-    Example: (16, 16): 4, (64, 16): 7, (64, 64): 13 give a = 1, b = 1/16, c = 1/8.
-    """
-    sizes = sorted(seconds)
-    # m follows n on a line if, for one, all arms keep a quarter: then b and c cannot be told apart,
-    # and least squares would still return a pair of them.
-    design = np.array([[1.0, n, m] for n, m in sizes])
-    if len(sizes) < 3 or np.linalg.matrix_rank(design) < 3:
-        return None
-    measured = np.array([seconds[size] for size in sizes])
-    weights = np.linalg.lstsq(design, measured, rcond=None)[0]
-    residuals = measured - design @ weights
-    return {
-        "a": float(weights[0]),
-        "b": float(weights[1]),
-        "c": float(weights[2]),
-        "residuals": [
-            {"num_rollouts": n, "num_generations": m, "seconds": float(s), "residual": float(r)}
-            for (n, m), s, r in zip(sizes, measured, residuals, strict=True)
-        ],
-        "exact": len(sizes) == 3,
-    }

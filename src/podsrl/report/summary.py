@@ -12,7 +12,7 @@ from podsrl.report.speedup import (
     differences,
     estimate,
     final_and_peak,
-    fit_step_seconds,
+    lead,
     speed_up,
 )
 
@@ -40,6 +40,7 @@ def summarise(comparison: ComparisonCurves) -> dict[str, Any]:
         "against_baseline": {
             name: _against(base, arm) for name, arm in arms.items() if base and arm is not base
         },
+        "against_others": _against_others(arms, base),
         "step_seconds_fit": _fit(list(arms.values())),
     }
     plained = plain(summary)
@@ -132,13 +133,14 @@ def _phases(arm: Arm) -> dict[str, float]:
 
 
 def _against(base: Arm, arm: Arm) -> dict[str, Any]:
-    result: dict[str, Any] = {"speed_up": {}, "differences": {}}
+    result: dict[str, Any] = {"speed_up": {}, "differences": {}, "lead": None}
     for measure in DIFFERENCES:
         theirs, ours = curve_of(base, measure), curve_of(arm, measure)
         if theirs is None or ours is None:
             continue
         result["differences"][measure] = differences(theirs, ours)
         if measure == "accuracy":
+            result["lead"] = lead(theirs, ours)
             result["speed_up"] = {
                 name: {
                     grid: speed_up(theirs, ours, share=share, interpolated=grid == "interpolated")
@@ -147,6 +149,20 @@ def _against(base: Arm, arm: Arm) -> dict[str, Any]:
                 for name, share in SHARES.items()
             }
     return result
+
+
+def _against_others(arms: dict[str, Arm], base: Arm | None) -> dict[str, dict[str, Any]]:
+    """Baseline -> arm -> as against the baseline, for every other arm that selects nothing.
+
+    The usual questions are against GRPO on as many rollouts as are kept, and on as many as are
+    sampled; the baseline is but one of them.
+    """
+    others = {name: arm for name, arm in arms.items() if arm.size and arm.size[0] == arm.size[1]}
+    return {
+        name: {its: _against(other, arm) for its, arm in arms.items() if arm not in (base, other)}
+        for name, other in others.items()
+        if base and other is not base
+    }
 
 
 def _fit(arms: list[Arm]) -> dict[str, Any]:
@@ -163,6 +179,35 @@ def _fit(arms: list[Arm]) -> dict[str, Any]:
     if fit is None:
         return {"fit": None, "why": "it takes three (n, m) that are not on one line"}
     return {"fit": fit, "why": None}
+
+
+def fit_step_seconds(seconds: dict[tuple[int, int], float]) -> dict[str, object] | None:
+    """Return the least-squares fit seconds per step = a + b n + c m over (n, m) -> seconds.
+
+    None with fewer than three (n, m), or where they lie on a line, so that a, b, c are not
+    determined. With exactly three the residuals are 0 by construction.
+
+    Example: (16, 16): 4, (64, 16): 7, (64, 64): 13 give a = 1, b = 1/16, c = 1/8.
+    """
+    sizes = sorted(seconds)
+    # m follows n on a line if, for one, all arms keep a quarter: then b and c cannot be told apart,
+    # and least squares would still return a pair of them.
+    design = np.array([[1.0, n, m] for n, m in sizes])
+    if len(sizes) < 3 or np.linalg.matrix_rank(design) < 3:
+        return None
+    measured = np.array([seconds[size] for size in sizes])
+    weights = np.linalg.lstsq(design, measured, rcond=None)[0]
+    residuals = measured - design @ weights
+    return {
+        "a": float(weights[0]),
+        "b": float(weights[1]),
+        "c": float(weights[2]),
+        "residuals": [
+            {"num_rollouts": n, "num_generations": m, "seconds": float(s), "residual": float(r)}
+            for (n, m), s, r in zip(sizes, measured, residuals, strict=True)
+        ],
+        "exact": len(sizes) == 3,
+    }
 
 
 def _prompts_per_step(arm: Arm) -> float | None:

@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import Any
 
 from podsrl.report.curves import PERCENT, Unit
-from podsrl.report.sentences import duration, is_told, minus, times, verdict
+from podsrl.report.sentences import duration, in_words, is_told, minus, times, verdict
 
 LABELS = {
     "accuracy": "accuracy",
@@ -65,16 +65,21 @@ def with_bounds(
 
 
 def overview(summaries: Sequence[dict[str, Any]], units: Sequence[Unit]) -> Table:
-    """Return one row per arm and comparison, linked to its section where there are several."""
+    """Return one row per comparison, baseline and arm; several comparisons are links.
+
+    Against the baseline, then against every other arm that selects nothing.
+    """
     several = len(summaries) > 1
     rows: list[Row] = []
     for index, (summary, unit) in enumerate(zip(summaries, units, strict=True), 1):
         link = Cell(text=summary["title"], href=f"#comparison-{index}")
-        for arm, against in summary["against_baseline"].items():
-            if against["speed_up"]:
-                row = _at_a_glance(summary["baseline"], arm, against, unit)
-                rows.append([link, *row] if several else row)
-    head = ["arms", "baseline's best", "reached", "times as fast"]
+        every = {summary["baseline"]: summary["against_baseline"], **summary["against_others"]}
+        for base, arms in every.items():
+            for arm, against in arms.items():
+                if against["speed_up"]:
+                    row = _at_a_glance(base, arm, against, unit)
+                    rows.append([link, *row] if several else row)
+    head = ["against", "arm", "best of the other", "reached", "times as fast"]
     return Table(
         caption="At a glance, with 95 % intervals",
         head=[
@@ -87,10 +92,32 @@ def overview(summaries: Sequence[dict[str, Any]], units: Sequence[Unit]) -> Tabl
     )
 
 
+def in_text(table: Table) -> str:
+    """Return a table for a terminal: columns two spaces apart, bounds in brackets."""
+    lines = [list(table.head)]
+    for group in table.groups:
+        for index, row in enumerate(group):
+            lines.append(
+                [_in_text(cell) if place or not index else "" for place, cell in enumerate(row)]
+            )
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return f"{table.caption}\n" + "\n".join(
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
+def _in_text(cell: str | Cell) -> str:
+    if isinstance(cell, str):
+        return cell
+    return cell.text if cell.low is None else f"{cell.text} ({cell.low} to {cell.high})"
+
+
 def _at_a_glance(base: str, arm: str, against: dict[str, Any], unit: Unit) -> Row:
     peak = against["speed_up"]["peak"]["interpolated"]
     return [
-        f"{arm} against {base}",
+        base,
+        arm,
         f"{100 * peak['level']:.2f} %",
         duration(peak["seconds"], unit),
         with_bounds(peak, times, key="ratio"),
@@ -227,7 +254,7 @@ def settings(summary: dict[str, Any]) -> Table:
     """Return the settings in which the arms differ."""
     arms = list(summary["arms"])
     rows: list[Row] = [
-        [key, *(str(row.get(arm)) for arm in arms)]
+        [key, *(in_words(row.get(arm)) for arm in arms)]
         for key, row in summary["settings_that_differ"].items()
     ]
     return Table(caption="Settings in which the arms differ", head=("setting", *arms), rows=rows)

@@ -1,6 +1,9 @@
-"""Colours and type of the figures; light colours in the files, the page's variables inline."""
+"""How figures look: colours, type, legend; light in the files, with the page's variables inline."""
 
+import io
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from markupsafe import Markup
@@ -28,6 +31,13 @@ PHASE_COLORS = {
 """Light and dark colour of each phase of a step."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
 
+WIDTH_INCHES, HEIGHT_INCHES = 4.6, 3.1
+LEGEND_LETTERS = 48
+"""How many letters of a legend stand beside each other in that width."""
+LEGEND_ROW_INCHES = 0.2
+LONGEST_LABEL = 28
+"""An arm's name that is longer is cut in figures: it would leave them no room."""
+
 STYLE: dict[str, Any] = {
     "font.size": 10.0,
     "font.family": "sans-serif",
@@ -50,9 +60,79 @@ STYLE: dict[str, Any] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A drawing: a short name for files, what stands above it, what it shows in words."""
+
+    name: str
+    title: str
+    caption: str
+    alt: str
+    svg: str
+    png: bytes
+
+
 def color_of(index: int) -> str:
     """The light colour of the arm at that place; colours repeat, markers then differ."""
     return ARMS[index % len(ARMS)][0]
+
+
+def figure(
+    *,
+    name: str,
+    title: str,
+    caption: str,
+    alt: str,
+    draw: Callable[[Any], None],
+    height: float = HEIGHT_INCHES,
+    panels: tuple[int, int] | None = None,
+) -> Figure:
+    """Return the figure that `draw` makes on matplotlib axes; the same bytes every time.
+
+    With `panels`, rows and columns, `draw` gets the axes of all panels in one list; they share
+    their scales.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure as Drawing
+
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": name}):
+        drawing = Drawing(figsize=(WIDTH_INCHES, height), layout="constrained")
+        if panels:
+            every = list(drawing.subplots(*panels, sharex=True, sharey=True, squeeze=False).flat)
+            draw(every)
+        else:
+            every = [drawing.subplots()]
+            draw(every[0])
+            _add_legend(drawing, every[0])
+        for axes in every:
+            axes.grid(color=GRID, linewidth=0.6)
+            axes.set_axisbelow(True)
+            axes.spines[["top", "right", "left"]].set_visible(False)
+        drawing.draw_without_rendering()
+        drawing.set_layout_engine("none")  # the layout is found; it need not be found per file
+        svg, png = io.StringIO(), io.BytesIO()
+        drawing.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+        drawing.savefig(png, format="png", dpi=200, facecolor="white")
+    return Figure(
+        name=name, title=title, caption=caption, alt=alt, svg=svg.getvalue(), png=png.getvalue()
+    )
+
+
+def label_of(name: str) -> str:
+    """The name as it stands in a figure; matplotlib leaves names that begin with _ out."""
+    short = name if len(name) <= LONGEST_LABEL else f"{name[: LONGEST_LABEL - 1]}…"
+    return f" {short}" if short.startswith("_") else short
+
+
+def _add_legend(drawing: Any, axes: Any) -> None:
+    """A legend above the axes, for which the figure grows: many arms must leave room to draw."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = max(1, min(4, LEGEND_LETTERS // (max(map(len, labels)) + 4)))
+    rows = -(-len(labels) // columns)
+    drawing.set_figheight(drawing.get_figheight() + LEGEND_ROW_INCHES * max(0, rows - 3))
+    drawing.legend(
+        handles, labels, loc="outside upper left", ncols=columns, frameon=False, labelcolor=INK
+    )
 
 
 def css_variables() -> tuple[str, str]:

@@ -10,8 +10,9 @@ from podsrl import __version__
 from podsrl.report.figures import draw_figures
 from podsrl.report.page import page
 from podsrl.report.read import read_comparisons
-from podsrl.report.sentences import sentences, time_unit
+from podsrl.report.sentences import asides, sentences, time_unit
 from podsrl.report.summary import summarise
+from podsrl.report.tables import Table, in_text, overview
 
 
 def write_report(
@@ -39,6 +40,20 @@ def write_report(
     (output / "summary.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     (output / "report.html").write_text(page(summaries, figures), encoding="utf-8")
     return result
+
+
+def in_brief(summary: dict[str, Any]) -> str:
+    """Return a comparison for a terminal: its table, and what the table does not say."""
+    glance = overview([summary], [time_unit(summary)])
+    table = Table(
+        caption=f"{summary['title']}: accuracy over the window, and time to the other's best",
+        head=("against", "arm", "points ahead", "times as fast", "speed"),
+        rows=[
+            [base, arm, lead, ratio, speed] for base, arm, _, _, ratio, lead, speed in glance.rows
+        ],
+    )
+    lines = [in_text(table)] if table.rows else [summary["title"]]
+    return "\n".join([*lines, *asides(summary), *summary["notes"]])
 
 
 def _slug(title: str) -> str:
