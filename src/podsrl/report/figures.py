@@ -57,7 +57,7 @@ def draw_figures(comparison: ComparisonCurves, summary: dict[str, Any]) -> list[
 
 
 def lead_figure(summary: dict[str, Any], unit: Unit) -> Figure | None:
-    """Return each arm's accuracy minus the baseline's, a panel per arm; None if none is compared."""
+    """Return each arm's accuracy minus the baseline's, a panel per arm; None if there is none."""
     arms = list(summary["arms"])
     leads = {
         name: against["lead"]
