@@ -1,0 +1,1 @@
+"""What `benchmarks/faults.py` tries: one module per family of faults."""

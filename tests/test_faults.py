@@ -1,0 +1,113 @@
+"""The benchmark of faults itself: that it sees what it is to count, and a small version of it."""
+
+import gzip
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+import faults
+from fault_rows import answers, damage, data, kills, misuse, moments, outcome, recipes, rewards
+from fault_rows.case import spread
+from fault_rows.server import Ended
+
+PLANNED = {
+    ("kill", "kill_checkpoint", "kill_model", "kill_evaluation"): 300, ("damage",): 50,
+    ("recipes",): 100, ("data",): 60, ("misuse",): 60, ("rewards",): 40, ("answers",): 40,
+    ("races",): 20, ("disk",): 10, ("signals",): 40, ("ranks",): 10, ("memory",): 1,
+}  # fmt: skip
+
+
+def test_as_many_attempts_are_planned_as_promised() -> None:
+    for names, least in PLANNED.items():
+        assert sum(faults.ROWS[name].full for name in names) >= least
+    assert {name for names in PLANNED for name in names} == set(faults.ROWS)
+    assert all(row.quick <= row.full for row in faults.ROWS.values())
+
+
+@pytest.mark.parametrize("room", [damage, recipes, data, misuse, rewards])
+def test_every_case_is_tried_once(room: Any) -> None:
+    names = [spread(room.CASES, number)[0] for number in range(len(room.CASES))]
+    assert sorted(names) == sorted(room.CASES)
+    assert len({spread(answers.ANSWERS, n)[0] for n in range(len(answers.ANSWERS))}) >= 40
+
+
+def test_every_signal_meets_every_moment() -> None:
+    pairs = {(n % len(kills.MOMENTS), n % len(kills.SIGNALS)) for n in range(40)}
+    assert len(pairs) == 8 * 5 == math.prod((len(kills.MOMENTS), len(kills.SIGNALS)))
+
+
+def write_run(folder: Path, *, steps: int = 2, weights: bytes = b"w") -> Path:
+    """What a finished run leaves, as far as it is compared."""
+    (folder / "model").mkdir(parents=True)
+    (folder / "model/model.safetensors").write_bytes(weights)
+    rows = [{"step": i + 1, "loss": 0.5, "time/update_seconds": id(folder)} for i in range(steps)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "rollouts.jsonl.gz").write_bytes(gzip.compress(b'{"format": 1}\n{"step": 1}\n'))
+    evaluation = {"accuracy_greedy": 0.5, "seconds": id(folder)}
+    result = {"steps": steps, "before": evaluation, "after": evaluation}
+    (folder / "result.json").write_text(json.dumps(result))
+    return folder
+
+
+def test_other_bits_are_named_and_seconds_are_not_compared(tmp_path: Path) -> None:
+    expected = outcome.left_by(write_run(tmp_path / "a"))
+    assert outcome.differences(write_run(tmp_path / "b"), expected) is None
+    assert outcome.differences(write_run(tmp_path / "c", weights=b"v"), expected) == "other weights"
+    found = outcome.differences(write_run(tmp_path / "d", steps=3), expected)
+    assert found == "other metrics, steps"
+    (tmp_path / "b/result.json").unlink()
+    assert "not finished: FileNotFoundError" in str(outcome.differences(tmp_path / "b", expected))
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "wrong"),
+    [
+        (2, "podsrl train: task is 'chess': choose from arithmetic\n", None),
+        (0, "everything is in runs/run\n", "not refused: status 0"),
+        (1, "Traceback (most recent call last)\nKeyError: 1\n", "traceback: KeyError: 1"),
+        (2, "usage: ...\n", "no message: usage: ..."),
+    ],
+)
+def test_a_refusal_is_status_2_and_a_line(status: int, text: str, wrong: str | None) -> None:
+    assert outcome.refused_in_one_line(Ended(status, text, 1.0)) == wrong
+
+
+def test_moments_are_told_apart() -> None:
+    kinds = {
+        "os.mkdir run/checkpoint-2": "checkpoint",
+        "before run/checkpoint-2/model.safetensors": "checkpoint",
+        "open run/model/config.json": "model",
+        "evaluation begins": "evaluation",
+        "open run/after/answers.jsonl": "evaluation",
+        "open run/metrics.jsonl": "other",
+    }
+    assert {name: moments.kind_of(name) for name in kinds} == kinds
+    third = moments.nth("metrics", 3)
+    assert [third(0, "open run/metrics.jsonl") for _ in range(4)] == [False, False, True, False]
+
+
+def test_the_log_is_read_up_to_a_torn_line_and_for_one_commit(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    line = {"row": "kill", "number": 0, "commit": "a", "failure": None, "outcome": "resumed"}
+    lines = [line, {**line, "number": 1, "failure": "hung"}, {**line, "commit": "b", "number": 2}]
+    log.write_text("".join(json.dumps(entry) + "\n" for entry in lines) + '{"row": "ki')
+    assert faults.read_log(tmp_path / "none.jsonl", "a") == []
+    read = faults.read_log(log, "a")
+    assert [entry["number"] for entry in read] == [0, 1]
+    row = faults.summarise(read, "a")["rows"]["kill"]
+    assert (row["attempts"], row["failures"], row["outcomes"]) == (2, 1, {"resumed": 2})
+    assert row["first_failures"] == ["1: resumed: hung"]
+    assert faults.summarise(read, "a")["rows"]["races"]["attempts"] == 0
+
+
+def test_help_names_every_row(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        faults.main(["--help"])
+    text = capsys.readouterr().out
+    assert all(name in text for name in faults.ROWS) and "Ctrl-C keeps them" in text
