@@ -92,31 +92,19 @@ def evaluate(
     Example: 77 right of 256 give `summary["accuracy_greedy"]` = {"value": 0.301, "low": 0.248,
     "high": 0.360, "num_problems": 256}.
     """
-    from podsrl.sampling.complete import complete, plain_config
-
     max_new_tokens = task.max_new_tokens if max_new_tokens is None else max_new_tokens
-    check_options(
-        num_samples=num_samples,
-        temperature=temperature,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-    )
+    counts = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    check_options(num_samples=num_samples, temperature=temperature, **counts)
     start = time.perf_counter()
     rows = task.rows(split, limit)
     report = _reporter(progress, len(rows) * (1 + num_samples))
     prompts = _encode(model, tokenizer, rows, max_new_tokens)
 
+    options = {**counts, "seed": seed}
+
     def answer(num_repeats: int, temperature: float | None) -> list[list[Answer]]:
-        completions = complete(
-            model,
-            prompts,
-            num_repeats,
-            config=plain_config(
-                model, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature
-            ),
-            batch_size=batch_size,
-            seed=seed,
-            report=report,
+        completions = _complete(
+            model, tokenizer, prompts, num_repeats, temperature, report=report, **options
         )
         repeated = [row for row in rows for _ in range(num_repeats)]
         answers = _grade(task, tokenizer, completions, repeated)
@@ -124,17 +112,33 @@ def evaluate(
 
     greedy = [answers[0] for answers in answer(1, None)]
     samples = answer(num_samples, temperature) if num_samples else [[] for _ in rows]
-    settings = {
-        "task": task.name,
-        "split": split,
-        "num_samples": num_samples,
-        "temperature": temperature if num_samples else None,
-        "max_new_tokens": max_new_tokens,
-        "seed": seed,
-    }
+    settings = {"task": task.name, "split": split, "num_samples": num_samples}
+    settings |= {"temperature": temperature if num_samples else None}
+    settings |= {"max_new_tokens": max_new_tokens, "seed": seed}
     summary = summarise(greedy, samples, task, rows)
     summary["seconds"] = time.perf_counter() - start
     return Evaluation(settings=settings, summary=summary, problems=_problems(rows, greedy, samples))
+
+
+def _complete(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    prompts: list[list[int]],
+    num_repeats: int,
+    temperature: float | None,
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    seed: int,
+    report: Callable[[int], None],
+) -> list["Completion"]:
+    """`podsrl.sampling.complete` with plain decoding; loaded here, as reports need no torch."""
+    from podsrl.sampling.complete import complete, plain_config
+
+    config = plain_config(model, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature)
+    return complete(
+        model, prompts, num_repeats, config=config, batch_size=batch_size, seed=seed, report=report
+    )
 
 
 def summarise(

@@ -72,11 +72,7 @@ def advantages(
         tensor([[-0.7070,  0.7070]])
     """
     _check_settings(source, estimator, weights)
-    if rewards_PN.ndim != 2 or kept_PM.ndim != 2 or len(rewards_PN) != len(kept_PM):
-        raise ValueError(
-            f"rewards have shape {tuple(rewards_PN.shape)} and kept indices {tuple(kept_PM.shape)};"
-            " pass (P, N) and (P, M) with the same P: one row per prompt."
-        )
+    _check_shapes(rewards_PN, kept_PM)
     wide_PN, dtype = _widened(rewards_PN)
     # Gathered first, the kept rewards are summed in TRL's order: the same bits, not only values.
     counted_PR = wide_PN.gather(1, kept_PM) if source == "kept" else wide_PN
@@ -187,6 +183,14 @@ def _widened(rewards_PN: Tensor) -> tuple[Tensor, torch.dtype]:
     if not rewards_PN.is_floating_point():
         rewards_PN = rewards_PN.to(torch.get_default_dtype())
     return rewards_PN.to(torch.promote_types(rewards_PN.dtype, torch.float32)), rewards_PN.dtype
+
+
+def _check_shapes(rewards_PN: Tensor, kept_PM: Tensor) -> None:
+    if rewards_PN.ndim != 2 or kept_PM.ndim != 2 or len(rewards_PN) != len(kept_PM):
+        raise ValueError(
+            f"rewards have shape {tuple(rewards_PN.shape)} and kept indices {tuple(kept_PM.shape)};"
+            " pass (P, N) and (P, M) with the same P: one row per prompt."
+        )
 
 
 def _check_settings(source: str, estimator: str, weights: str) -> None:

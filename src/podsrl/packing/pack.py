@@ -80,8 +80,8 @@ def pack(
     """Pack a padded batch: each prompt once, followed by its completions, with no padding left.
 
     A completion token may see its prompt and the tokens before it in its own completion; the
-    masks that say so are made in `attention`. Position ids are the columns of the padded batch,
-    so they go on after the prompt in every completion. Reads sizes back from the device once.
+    masks that say so are made in `attention`. Position ids are the columns of the padded batch, so
+    they go on after the prompt in every completion. Reads sizes back from the device once.
 
     Args:
         prompt_ids_BW, prompt_mask_BW: padded on the left; at least one token a row.
@@ -90,44 +90,34 @@ def pack(
         group_B: equal numbers name rows that share a prompt; they need not be neighbours. None
             compares the prompts (`group_by_prompt`), which costs one more read-back.
 
-    Raises:
-        ValueError: shapes that do not fit, an empty prompt, or a group with two prompts.
+    Raises: ValueError for shapes that do not fit, an empty prompt, or a group with two prompts.
 
-    Example:
-        Prompts [7, 8] and [7, 8], completions [1] and [2, 3]: the packed row is
-        [7, 8, 1, 2, 3] with positions [0, 1, 2, 2, 3]; its first and second token to be predicted,
-        1 and 2, both come from token 1 (the 8), and 3 comes from token 3 (the 2).
+    Example: prompts [7, 8] and [7, 8], completions [1] and [2, 3]: the row is [7, 8, 1, 2, 3],
+    positions [0, 1, 2, 2, 3]. 1 and 2 are both predicted from token 1 (the 8), 3 from token 3.
     """
-    # Two rollouts of prompt "a b", one of "c"; "." is padding. The leaders' prompt cells and all
-    # completion cells are laid in reading order, so a prompt stands right before its first rollout:
+    # Two rollouts of "a b", one of "c"; "." is padding. Leaders' prompt cells and all completion
+    # cells are laid in reading order, so a prompt stands right before its first rollout:
     #     cells    row 0   a b | d e        packed row   a b d e f c g
     #              row 1   a b | f .        position     0 1 2 3 2 1 2   (the column of the cell)
     #              row 2   . c | g .        row 1's a, b are read from tokens 0 and 1
     _check_shapes(prompt_ids_BW, prompt_mask_BW, completion_ids_BT, completion_mask_BT)
     if group_B is None:
         group_B = group_by_prompt(prompt_ids_BW, prompt_mask_BW)
+    width = prompt_ids_BW.shape[1]
     prompt_mask_BW, completion_mask_BT = prompt_mask_BW.bool(), completion_mask_BT.bool()
-    width, num_rows = prompt_ids_BW.shape[1], prompt_ids_BW.shape[0]
-    rows_B = torch.arange(num_rows, device=group_B.device)
     # argmax gives the first of equals: the first row of the same group. uint8, for lack of bool.
     leader_B = (group_B[:, None] == group_B[None]).to(torch.uint8).argmax(1)
-    owns_B = leader_B == rows_B
+    owns_B = leader_B == torch.arange(len(leader_B), device=leader_B.device)
     laid_BC = torch.cat([prompt_mask_BW & owns_B[:, None], completion_mask_BT], 1)
-    num_tokens, num_prompts, num_scored = _read_sizes(
-        prompt_ids_BW, prompt_mask_BW, completion_mask_BT, leader_B, laid_BC
-    )
-    # A token's number is how many were laid before it. Numbers in other cells mean nothing, until
-    # followers take their leader's and padding takes a harmless 0.
-    token_BC = laid_BC.flatten().cumsum(0).view_as(laid_BC) - 1
-    token_BC = torch.cat([token_BC[leader_B, :width], token_BC[:, width:]], 1)
+    sizes = _read_sizes(prompt_ids_BW, prompt_mask_BW, completion_mask_BT, leader_B, laid_BC)
+    num_tokens, num_prompts, num_scored = sizes
     filled_BC = torch.cat([prompt_mask_BW, completion_mask_BT], 1)
-    token_BC = token_BC.masked_fill(~filled_BC, 0)
+    token_BC = _token_of_cell(laid_BC, filled_BC, leader_B, width)
     cell_S = _true_places(laid_BC.flatten(), num_tokens)
     place_K = _true_places(completion_mask_BT.flatten(), num_scored)
-    row_K, column_K = (
-        place_K // max(1, completion_ids_BT.shape[1]),
-        place_K % max(1, completion_ids_BT.shape[1]),
-    )
+    length = max(1, completion_ids_BT.shape[1])
+    # One cell to the left. For a first token that is the prompt's last: padding is on the left.
+    predictor_K = token_BC[place_K // length, width + place_K % length - 1]
     return PackedBatch(
         input_ids_S=torch.cat([prompt_ids_BW, completion_ids_BT], 1).flatten()[cell_S],
         position_ids_S=cell_S % laid_BC.shape[1],
@@ -136,12 +126,20 @@ def pack(
         filled_BC=filled_BC,
         leader_B=leader_B,
         leaders_P=_true_places(owns_B, num_prompts),
-        # One cell to the left. For a first token that is the prompt's last: padding is on the left.
-        predictor_K=token_BC[row_K, width + column_K - 1],
+        predictor_K=predictor_K,
         label_K=completion_ids_BT.flatten()[place_K],
         place_K=place_K,
         prompt_width=width,
     )
+
+
+def _token_of_cell(laid_BC: Tensor, filled_BC: Tensor, leader_B: Tensor, width: int) -> Tensor:
+    """The number in the packed row of the token that each cell is read from, (B, C)."""
+    # A token's number is how many were laid before it. Numbers in other cells mean nothing, until
+    # followers take their leader's and padding takes a harmless 0.
+    token_BC = laid_BC.flatten().cumsum(0).view_as(laid_BC) - 1
+    token_BC = torch.cat([token_BC[leader_B, :width], token_BC[:, width:]], 1)
+    return token_BC.masked_fill(~filled_BC, 0)
 
 
 def _check_shapes(

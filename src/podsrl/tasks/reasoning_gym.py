@@ -51,18 +51,8 @@ def reasoning_gym(
         ]
 
     def score(texts: Sequence[str], rows: Sequence[RowView]) -> list[float | None]:
-        jobs = [
-            {
-                "grader": "reasoning_gym",
-                "name": name,
-                "arguments": json.dumps(
-                    {**arguments, "seed": row["source_seed"], "size": ENDLESS}, sort_keys=True
-                ),
-                "index": row["source_index"],
-                "answer": extract(text),
-            }
-            for text, row in zip(texts, rows, strict=True)
-        ]
+        answers = map(extract, texts)
+        jobs = [_job(name, arguments, *each) for each in zip(answers, rows, strict=True)]
         return shared_grader().grade(jobs)
 
     return make_task(
@@ -72,6 +62,18 @@ def reasoning_gym(
         max_new_tokens=max_new_tokens,
         score=score,
     )
+
+
+def _job(name: str, arguments: dict[str, Any], answer: str | None, row: RowView) -> dict[str, Any]:
+    """What a grading process must know to make the question anew and score the answer."""
+    made_from = {**arguments, "seed": row["source_seed"], "size": ENDLESS}
+    return {
+        "grader": "reasoning_gym",
+        "name": name,
+        "arguments": json.dumps(made_from, sort_keys=True),
+        "index": row["source_index"],
+        "answer": answer,
+    }
 
 
 def _check(name: str, arguments: dict[str, Any]) -> None:
