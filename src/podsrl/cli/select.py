@@ -4,6 +4,7 @@ import argparse
 import csv
 import io
 import json
+import reprlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def read_rewards(text: str) -> list[list[float]]:
     """
     text = text.strip()
     if text[:1] in ("[", "{"):
-        content = json.loads(text)
+        content = _parsed(text)
         if isinstance(content, dict):
             if "rewards" not in content:
                 raise ValueError(f'no "rewards" among the keys {list(content)}; name the list so')
@@ -87,8 +88,18 @@ def read_lengths(text: str) -> list[list[float]] | None:
         >>> read_lengths('{"rewards": [0, 1], "lengths": [12, 30]}')
         [[12.0, 30.0]]
     """
-    content = json.loads(text) if text.strip()[:1] == "{" else {}
+    content = _parsed(text) if text.strip()[:1] == "{" else {}
     return _numbers(_as_rows(content["lengths"])) if "lengths" in content else None
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("the JSON is nested too deeply; give a list, or a list of lists") from None
+    except ValueError as error:  # also a number of more digits than Python converts
+        reason = str(error).partition(";")[0]
+        raise ValueError(f"the rewards are no JSON that can be read ({reason})") from None
 
 
 def _as_rows(content: Any) -> list[Any]:
@@ -99,7 +110,9 @@ def _as_rows(content: Any) -> list[Any]:
 def _numbers(rows: list[Any]) -> list[list[float]]:
     for row in rows:
         if not isinstance(row, list):
-            raise ValueError(f"{row!r} stands where a group should, and is not a list; give lists")
+            raise ValueError(
+                f"{reprlib.repr(row)} stands where a group should, and is not a list; give lists"
+            )
     return [[_number(field, group) for field in row] for group, row in enumerate(rows)]
 
 
@@ -162,12 +175,18 @@ def _number(field: Any, group: int) -> float:
     if field is None or (isinstance(field, str) and not field.strip()):
         return float("nan")
     if isinstance(field, bool) or not isinstance(field, (int, float, str)):
-        raise ValueError(f"group {group} holds {field!r}, which is not a number; give numbers")
+        raise ValueError(
+            f"group {group} holds {reprlib.repr(field)}, which is not a number; give numbers"
+        )
     try:
         return float(field)
+    except OverflowError:
+        raise ValueError(
+            f"group {group} holds an integer of {len(str(field))} digits; give numbers under 1e308"
+        ) from None
     except ValueError:
         raise ValueError(
-            f"group {group} holds {field!r}, which is not a number; remove headers and text"
+            f"group {group} holds {reprlib.repr(field)}, which is not a number; remove headers and text"
         ) from None
 
 
