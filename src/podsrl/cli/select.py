@@ -186,7 +186,8 @@ def _number(field: Any, group: int) -> float:
         ) from None
     except ValueError:
         raise ValueError(
-            f"group {group} holds {reprlib.repr(field)}, which is not a number; remove headers and text"
+            f"group {group} holds {reprlib.repr(field)}, which is not a number; remove headers and "
+            "text"
         ) from None
 
 
