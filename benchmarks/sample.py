@@ -28,11 +28,11 @@ from podsrl.sampling.settings import SamplingSettings
 QUESTIONS = ("What is 34 + 7?", "Calculate 81 - 5 + 12.", "What is 6 + 90?", "Compute 45 - 12.")
 SIZES = {"4 x 16": 16, "4 x 64": 64}
 PHASES = {
-    "_read": "prompts",
-    "_start": "repeat_cache",
-    "_step": "model",
+    "read": "prompts",
+    "start": "repeat_cache",
+    "next_logits": "model",
     "next_tokens": "draw",
-    "_retire": "retire",
+    "retire": "retire",
 }
 
 

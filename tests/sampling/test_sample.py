@@ -127,7 +127,7 @@ def test_retiring_ended_rows_changes_no_rollout(
     lengths = [len(row) for row in retiring.completion_ids]
     # A row is decoded for each of its tokens but the first, which the prompt gives.
     assert sum(num_rows[1:]) == sum(lengths) - 27
-    monkeypatch.setattr(sampling, "_retire", lambda rows, token_B: token_B)
+    monkeypatch.setattr(sampling, "retire", lambda rows, token_B: token_B)
     keeping = sampled(model, return_log_probs=True)
     assert keeping.completion_ids == retiring.completion_ids
     flat = [

@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     LogitsProcessorList,
     MinPLogitsWarper,
@@ -18,6 +20,7 @@ from transformers import (
 from helpers.tiny import make_model
 from podsrl.sampling import logits as drawing
 from podsrl.sampling.logits import next_tokens
+from podsrl.sampling.memory import bytes_per_row, cache_bytes_per_row
 from podsrl.sampling.sample import sample
 from podsrl.sampling.settings import SamplingSettings
 
@@ -201,3 +204,50 @@ def test_sequences_are_drawn_with_their_exact_probabilities(variant: str) -> Non
         # Mean `freedom`, variance twice that: five deviations above it is about 1 in a million.
         assert statistic < freedom + 5 * (2 * freedom) ** 0.5 + 5
         assert freedom >= 4
+
+
+class Living(TorchDispatchMode):
+    """The most bytes of results that lived at one time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.storages: dict[StorageWeakRef, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = func(*args, **(kwargs or {}))
+        for each in results if isinstance(results, (tuple, list)) else [results]:
+            if isinstance(each, Tensor):
+                storage = each.untyped_storage()
+                self.storages[StorageWeakRef(storage)] = storage.nbytes()
+        self.storages = {k: v for k, v in self.storages.items() if not k.expired()}
+        self.peak = max(self.peak, sum(self.storages.values()))
+        return results
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("size", [65536, 65537])
+def test_a_draw_needs_no_more_memory_than_planned(
+    monkeypatch: pytest.MonkeyPatch, variant: str, dtype: torch.dtype, size: int
+) -> None:
+    """All of the vocabulary sorted, as on CUDA; sizes that are and are no multiple of a block.
+
+    The plan counts whole arrays: what is planned is used at least to a half.
+    """
+    monkeypatch.setattr(drawing, "TOP_P_CANDIDATES", size)
+    settings = settings_with(**VARIANTS[variant])
+    logits, context = torch.randn(4, size).to(dtype), torch.zeros(4, 5, dtype=torch.long)
+    with Living() as living:
+        next_tokens(
+            logits,
+            settings,
+            uniform_B=torch.rand(4, dtype=torch.float64),
+            context_BL=context,
+        )
+    config = make_model(vocab_size=size).config
+    options: dict[str, Any] = {"settings": settings, "dtype": dtype}
+    cache = cache_bytes_per_row(config, settings.max_new_tokens, dtype=dtype)
+    planned = 4 * (bytes_per_row(config, 0, **options) - cache)
+    used = living.peak + logits.nbytes
+    assert planned / 2 < used <= 1.02 * planned

@@ -231,8 +231,15 @@ def test_row_bytes_are_those_the_cache_allocates() -> None:
         allocated = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
         # 2 layers x 2 (keys, values) x 2 heads x 8 x 24 tokens x 4 bytes = 6,144.
         assert allocated == cache_bytes_per_row(model.config, 24) == 6144
-        # Half-size items; logits: 48 x (2 + 8) bytes.
-        assert bytes_per_row(model.config, 24, dtype=torch.bfloat16) == 3072 + 480
+        # Half-size items; logits: 48 x (2 + 8) bytes; 20 bytes for each of 14 new tokens.
+        settings = SamplingSettings(14, (1,), 0)
+        options: dict[str, Any] = {"settings": settings, "dtype": torch.bfloat16}
+        assert bytes_per_row(model.config, 10, **options) == 3072 + 480 + 280
+        # Four rollouts to a prompt of 10: 14 + 3 of 24 tokens.
+        assert bytes_per_row(model.config, 10, num_sharing=4, **options) == 2176 + 480 + 280
+        # Sorting: 48 x (2 + 36); context: 8 bytes for each of 24 tokens.
+        options["settings"] = SamplingSettings(14, (1,), 0, top_p=0.9, repetition_penalty=2.0)
+        assert bytes_per_row(model.config, 10, **options) == 3072 + 1824 + 280 + 192
 
 
 def test_rows_within_a_budget() -> None:

@@ -20,9 +20,9 @@ from transformers.cache_utils import (
 class RolloutLayer(CacheLayerMixin):
     """Keys and values of one layer, (rows, heads, positions, head size), filled from the left."""
 
-    def __init__(self, max_length: int) -> None:
+    def __init__(self, max_length: int, window: int | None = None) -> None:
         super().__init__()
-        self.max_length = max_length
+        self.max_length, self.window = max_length, window
         self.length = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -62,7 +62,7 @@ class RolloutLayer(CacheLayerMixin):
     def repeated(self, source_B: Tensor, max_length: int) -> "RolloutLayer":
         """A new layer with room for `max_length`, whose row b is this one's row source_B[b]."""
         assert self.keys is not None and self.values is not None
-        layer = RolloutLayer(max_length)
+        layer = RolloutLayer(max_length, self.window)
         layer.dtype, layer.device, layer.length = self.dtype, self.device, self.length
         layer._allocate(self.keys, self.values, source_B.shape[0])
         assert layer.keys is not None and layer.values is not None
@@ -70,8 +70,16 @@ class RolloutLayer(CacheLayerMixin):
         layer.values[:, :, : self.length] = self.values[source_B, :, : self.length]
         return layer
 
+    def of_prompt(self, row: int, length: int) -> tuple[Tensor, Tensor]:
+        """Views of a row's last `length` keys and values, (heads, length, head size) each."""
+        assert self.keys is not None and self.values is not None
+        places = slice(self.length - length, self.length)
+        return self.keys[row, :, places], self.values[row, :, places]
+
     def move_rows(self, target_K: Tensor, source_K: Tensor, num_rows: int) -> None:
         """Copy rows source_K over rows target_K, then keep the first `num_rows` rows."""
+        if not self.is_initialized:
+            return  # rows that ended before the first of their tokens was read
         assert self.keys is not None and self.values is not None
         for states in (self.keys, self.values):
             # Only what is filled: for most of a rollout's life less than what is allocated.
@@ -89,12 +97,16 @@ class RolloutCache(Cache):
     def for_prompts(cls, config: PreTrainedConfig, max_length: int) -> "RolloutCache":
         """An empty cache for a model of this config, with room for `max_length` positions."""
         # Counted from the cache that `generate` would make: some models share one between layers.
-        num_layers = len(DynamicCache(config=config))
-        return cls([RolloutLayer(max_length) for _ in range(num_layers)])
+        layers = DynamicCache(config=config).layers
+        return cls([RolloutLayer(max_length, _window(layer)) for layer in layers])
 
     def repeated(self, source_B: Tensor, max_length: int) -> "RolloutCache":
         """A new cache whose row b is this one's row source_B[b], with room for `max_length`."""
         return RolloutCache([layer.repeated(source_B, max_length) for layer in self.layers])
+
+    def empty(self, max_length: int) -> "RolloutCache":
+        """A new cache for the same layers that holds nothing yet, with room for `max_length`."""
+        return RolloutCache([RolloutLayer(max_length, layer.window) for layer in self.layers])
 
     def move_rows(self, target_K: Tensor, source_K: Tensor, num_rows: int) -> None:
         """Copy rows source_K over rows target_K, then keep the first `num_rows` rows.
@@ -103,6 +115,10 @@ class RolloutCache(Cache):
         """
         for layer in self.layers:
             layer.move_rows(target_K, source_K, num_rows)
+
+
+def _window(layer: CacheLayerMixin) -> int | None:
+    return layer.sliding_window if isinstance(layer, DynamicSlidingWindowLayer) else None
 
 
 def refuse_cache(config: PreTrainedConfig) -> str | None:

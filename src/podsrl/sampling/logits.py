@@ -80,10 +80,11 @@ def _cut_top_p(weights_BV: Tensor, top_p: float) -> Tensor:
     if top_BK.shape[1] < weights_BV.shape[1] and bool((reached_B1 < top_p * total_B1).any()):
         top_BK, index_BK = weights_BV.sort(descending=True)
     # A token stays when the likelier ones before it do not reach top_p yet; the first always.
-    before_BK = top_BK.cumsum(-1, dtype=torch.float64) - top_BK
+    # In place, as all of the vocabulary may be here: at most 36 bytes per entry live at once.
+    before_BK = top_BK.cumsum(-1, dtype=torch.float64).sub_(top_BK)
     drop_BK = before_BK >= top_p * total_B1
     drop_BK[:, 0] = False
-    return torch.zeros_like(weights_BV).scatter_(1, index_BK, top_BK.masked_fill(drop_BK, 0))
+    return weights_BV.zero_().scatter_(1, index_BK, top_BK.masked_fill_(drop_BK, 0))
 
 
 def _num_candidates(weights_BV: Tensor) -> int:

@@ -9,6 +9,8 @@ import os
 import torch
 from transformers import PreTrainedConfig
 
+from podsrl.sampling.settings import SamplingSettings
+
 # The other half is for what a forward pass needs on the way and for whoever shares the device.
 SHARE_OF_FREE_MEMORY = 0.5
 
@@ -30,10 +32,33 @@ def cache_bytes_per_row(
     return num_values * num_tokens * dtype.itemsize
 
 
-def bytes_per_row(config: PreTrainedConfig, num_tokens: int, *, dtype: torch.dtype) -> int:
-    """Cache of one rollout and its share of a step's logits: as they come, and twice in float32."""
-    logits = config.vocab_size * (dtype.itemsize + 8)
-    return cache_bytes_per_row(config, num_tokens, dtype=dtype) + logits
+def bytes_per_row(
+    config: PreTrainedConfig,
+    num_prompt_tokens: int,
+    *,
+    settings: SamplingSettings,
+    dtype: torch.dtype,
+    num_sharing: int = 1,
+) -> int:
+    """What one rollout occupies: cache, its share of drawing one token, and what is noted of it.
+
+    num_sharing: rollouts that read one copy of the prompt's keys and values, whose share counts;
+    1: a copy of its own. Drawing takes the logits as they come and twice in float32; with top_p
+    all of them may be sorted, at 36 bytes per entry (weights, sorted values and their places, the
+    sort's own buffers or sums in float64; benchmarks/shared_prompt.py measures it). Noted are a
+    uniform number, a token and a log-prob per step, with a repetition penalty the context too.
+
+    Example: 30 layers of 3 key heads of 64 in float32, prompts of 48 and 24 new tokens, 49,152
+    entries: 3,317,760 for 72 tokens, 49,152 * 12 = 589,824 for a draw, 24 * 20 = 480: 3,908,064.
+    With 16 rollouts to a prompt 27 tokens count: 1,244,160 and the same 590,304.
+    """
+    num_new = settings.max_new_tokens
+    num_tokens = num_new + -(-num_prompt_tokens // num_sharing)
+    draw = config.vocab_size * (dtype.itemsize + (36 if settings.top_p < 1 else 8))
+    noted = 20 * num_new
+    if settings.repetition_penalty != 1:
+        noted += 8 * (num_prompt_tokens + num_new)
+    return cache_bytes_per_row(config, num_tokens, dtype=dtype) + draw + noted
 
 
 def free_bytes(device: torch.device) -> int:
