@@ -325,6 +325,20 @@ def test_progress_and_files(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("letters", "remedy"),
+    [(245, "lower max_new_tokens to 6 or less"), (251, "take that question out"), (900, "take")],
+)
+def test_a_prompt_too_long_is_named_with_what_helps(tmp_path, letters, remedy):
+    """The model reads 256 tokens and the template adds 5: after 245 letters 6 are left."""
+    rows = [{"question": "x" * n, "answer": "7"} for n in (3, letters)]
+    path = tmp_path / "test.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = load_task(f"jsonl:{path}", answer_format="number", max_new_tokens=8)
+    with pytest.raises(ValueError, match=rf"question 2, has {letters + 5} tokens.*{remedy}"):
+        evaluate(make_model(), make_tokenizer(), task)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"num_samples": -1}, "num_samples is -1"),

@@ -198,11 +198,15 @@ def _encode(
     # The template has written the special tokens already.
     prompts: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
     room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    longest = max(map(len, prompts))
+    lengths = [len(prompt) for prompt in prompts]
+    longest = max(lengths)
     if room is not None and longest + max_new_tokens > room:
+        lower = f"lower max_new_tokens to {room - longest} or less"
+        other = "take that question out, or take a model with a longer context"
         raise ValueError(
-            f"the longest prompt has {longest} tokens, with max_new_tokens={max_new_tokens} more "
-            f"than the model's {room}: lower max_new_tokens to {max(room - longest, 0)} or less"
+            f"the longest prompt, question {lengths.index(longest) + 1}, has {longest} tokens, "
+            f"with max_new_tokens={max_new_tokens} more than the model's {room}: "
+            f"{lower if longest < room else other}"
         )
     return prompts
 
