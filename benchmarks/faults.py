@@ -62,6 +62,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"\nstopped; what is done is in {options.log}, and the same command goes on")
         return 130
     summary = summarise(read_log(options.log, commit), commit)
+    if options.before:
+        earlier = summarise(read_log(options.log, options.before), options.before)
+        counts = ("attempts", "failures")
+        rows_before = {n: {key: row[key] for key in counts} for n, row in earlier["rows"].items()}
+        summary["before"] = {"commit": options.before, "rows": rows_before}
     if options.output:
         Path(options.output).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     for name in rows:
@@ -90,6 +95,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--scratch", type=Path, default=Path("runs/faults"), help="default: %(default)s"
     )
     parser.add_argument("--output", metavar="JSON", help="for example benchmarks/faults.json")
+    parser.add_argument(
+        "--before", metavar="COMMIT", help="add the counts of this commit, if they are in the log"
+    )
     return parser
 
 

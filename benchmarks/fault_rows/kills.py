@@ -13,6 +13,8 @@ from fault_rows.outcome import checkpoint_steps, last_line, metrics_of
 from fault_rows.server import Ended
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGQUIT)
+AT_ONCE = (signal.SIGQUIT,)
+"""They say that a process is to end now, as SIGKILL does: what is not saved is given up."""
 MOMENTS: dict[str, tuple[str, int]] = {
     "before the model is loaded": (r"os.mkdir run$", 1),
     "first evaluation": ("evaluation begins", 1),
@@ -110,7 +112,8 @@ def send_signal(attempt: Attempt) -> Verdict:
     finished = (attempt.run_folder / "result.json").exists()
     if ended.timed_out or ended.has_traceback:
         return Verdict("hung" if ended.timed_out else f"traceback: {last_line(ended)}", what)
-    if steps and not finished and whole_checkpoint(attempt.run_folder) is None:
+    lost = steps and not finished and whole_checkpoint(attempt.run_folder) is None
+    if lost and number not in AT_ONCE:
         return Verdict(f"{steps} trained steps lost", what)
     verdict = resume(attempt, ended, may_kill_again=False, **changes)
     return Verdict(verdict.failure, f"{what}: {verdict.outcome}")

@@ -44,6 +44,7 @@ class Child:
 
     def __init__(self, words: Sequence[str], output: Path, setup: Setup | None = None) -> None:
         self.output = output
+        output.write_bytes(b"")  # a child may be killed before it prints
         self.start = time.perf_counter()
         self.pid = os.fork()
         if self.pid == 0:
@@ -114,7 +115,8 @@ def _be_child(words: Sequence[str], output: Path, setup: Setup | None) -> None:
     try:
         os.setsid()
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGQUIT):
+            signal.signal(number, signal.SIG_DFL)  # nohup has some of them ignored
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for number in (1, 2):
