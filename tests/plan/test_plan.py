@@ -131,6 +131,7 @@ def test_plan_of_a_tiny_model(tiny_folder, tmp_path, capsys):
     recipe.write_text(yaml.safe_dump(settings))
     output = tmp_path / "plan"
     command = [str(recipe), "--output", str(output), "--seconds", "0.001", "--steps", "1"]
+    command += ["--pilot", "0"]
     assert plan_command.main(command) == 0
     content = json.loads((output / "plan.json").read_text())
     measured = [(p["num_rollouts"], p["num_kept"]) for p in content["points"]]
@@ -143,6 +144,48 @@ def test_plan_of_a_tiny_model(tiny_folder, tmp_path, capsys):
     assert rows == 4
     assert plan_command.main(command) == 2
     assert "holds a plan" in capsys.readouterr().err
+
+
+def test_plan_with_a_pilot_of_a_tiny_model(tiny_folder, tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    settings = {
+        "task": "arithmetic",
+        "model": str(tiny_folder),
+        "num_rollouts": 4,
+        "num_generations": 2,
+        "per_device_train_batch_size": 4,
+        "max_completion_length": 4,
+        "beta": 0.0,
+    }
+    recipe.write_text(yaml.safe_dump(settings))
+    files = tmp_path / "gains.json", tmp_path / "gains.png"
+    command = [str(recipe), "--output", str(tmp_path / "plan"), "--seconds", "0.001", "--steps=1"]
+    command += ["--pilot", "6", "--pilot_rollouts", "8", "--json", str(files[0])]
+    assert plan_command.main([*command, "--figure", str(files[1])]) == 0
+    content = json.loads(files[0].read_text())
+    assert content == json.loads((tmp_path / "plan" / "plan.json").read_text())
+    assert content["pilot"]["num_prompts"] == 6 and content["pilot"]["num_rollouts"] == 8
+    best = max(content["gains"], key=lambda gain: gain["time_ratio"][1])
+    assert content["advice"]["arm"] == best["arm"]
+    planned = yaml.safe_load((tmp_path / "plan" / "recipe.yaml").read_text())
+    assert (planned["num_rollouts"], planned["num_generations"]) == (
+        best["num_rollouts"],
+        best["num_kept"],
+    )
+    told = capsys.readouterr().out
+    assert "pilot: 48 rollouts of 6 prompts" in told and content["advice"]["verdict"] in told
+    assert files[1].stat().st_size > 5000
+
+
+def test_what_the_pilot_could_not_do_is_refused_first(tmp_path, capsys):
+    for flags, words in (
+        (["--pilot", "-1"], "--pilot is -1"),
+        (["--pilot-rollouts", "1"], "--pilot-rollouts 1: give 0 or more prompts, and 2 or more"),
+        (["--pilot", "0", "--figure", "a.png"], "leave --pilot 0 out"),
+        (["--figure", "a.txt"], "--figure is a.txt: end it with .png, .svg, .pdf"),
+    ):
+        assert plan_command.main([str(tmp_path / "none.yaml"), *flags]) == 2
+        assert words in capsys.readouterr().err
 
 
 def test_rounds_go_there_and_back_after_one_that_does_not_count(monkeypatch):

@@ -15,23 +15,28 @@ if TYPE_CHECKING:
     from podsrl.plan.measure import Layout
 
 DESCRIPTION = """Measure what a training step of a recipe costs on this machine: seconds of sampling
-for n rollouts per prompt, seconds and memory of the update on m. Fit a + b n + c m, say whether
-sampling many and training on few pays here, and write a recipe with the n, m and micro-batch that
-follow."""
+for n rollouts per prompt, seconds and memory of the update on m. Sample a pilot of the recipe's
+prompts, to know how often the model is right. Predict from both how many times as fast PODS and
+GRPO of several sizes would be, say whether PODS pays here, and write a recipe with the n, m and
+micro-batch that follow."""
 EXAMPLES = """examples:
-  podsrl plan recipes/arithmetic-smollm2.yaml                    about two minutes, writes plan/
+  podsrl plan recipes/arithmetic-smollm2.yaml                    about six minutes, writes plan/
+  podsrl plan recipes/arithmetic-smollm2.yaml --pilot 0          two minutes: seconds alone
   podsrl plan recipes/arithmetic-smollm2.yaml --check            and three pairs (n, m) to test it
   podsrl plan my.yaml --seconds 300 --output plans/my            steadier figures
 
 Real training steps are run, with a learning rate of 0, at three pairs (n, m) in turn; nothing of
-them is kept but the times. plan/plan.json holds points, fit and proposal, plan/recipe.yaml is the
-recipe to train with. docs/plan.md says how the proposal is made."""
+them is kept but the times. plan/plan.json holds points, fit, pilot and proposal, plan/recipe.yaml
+is the recipe to train with. docs/plan.md says how the proposal is made."""
+
+FIGURES = (".png", ".svg", ".pdf")
 
 
 @errors_in_one_line("plan")
 def main(argv: list[str] | None) -> int:
     """Measure, propose, write; 0 done, 2 bad input, 130 stopped by Ctrl-C."""
     options = _parser().parse_args(argv)
+    _check_pilot(options)
     from rich.console import Console
 
     from podsrl.cli.train import quieten
@@ -65,9 +70,34 @@ def _parser() -> argparse.ArgumentParser:
         "--steps", type=int, default=2, help="counted steps per measurement (default: 2)"
     )
     parser.add_argument(
+        "--pilot",
+        type=int,
+        default=64,
+        metavar="PROMPTS",
+        help="prompts to sample for the prediction of the gain (default: 64; 0: none)",
+    )
+    parser.add_argument(
+        "--pilot-rollouts", type=int, default=16, help="rollouts of each of them (default: 16)"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write what plan.json holds here, too")
+    parser.add_argument("--figure", metavar="FILE", help="draw the predicted gains (.png, .svg)")
+    parser.add_argument(
         "--check", action="store_true", help="measure three other pairs against the prediction"
     )
     return parser
+
+
+def _check_pilot(options: argparse.Namespace) -> None:
+    """Refuse, before minutes are spent, what could not be done with the pilot after them."""
+    if options.pilot < 0 or options.pilot_rollouts < 2:
+        raise ValueError(
+            f"--pilot is {options.pilot} and --pilot-rollouts {options.pilot_rollouts}: give 0 or "
+            "more prompts, and 2 or more rollouts"
+        )
+    if options.figure and not options.pilot:
+        raise ValueError("--figure draws the pilot's prediction: leave --pilot 0 out")
+    if options.figure and Path(options.figure).suffix not in FIGURES:
+        raise ValueError(f"--figure is {options.figure}: end it with {', '.join(FIGURES)}")
 
 
 def _read(path: Path) -> tuple[dict[str, Any], "Layout", "torch.device"]:
@@ -113,9 +143,16 @@ def _plan(
     console.print(f"{plan.num_prompts} prompts per step, on {device_name(device)}")
     points = merge(_measure(recipe, plan, points_to_measure(*sizes), options, console))
     costs = fit(points)
-    proposal = propose(costs, plan.num_kept, plan.num_prompts, memory_gib(device))
-    content = as_json(points, costs, proposal) | {"versions": versions(device_name(device))}
-    _tell(costs, proposal, console)
+    _tell_costs(costs, console)
+    memory = memory_gib(device)
+    predicted: dict[str, Any] = {}
+    if options.pilot:
+        predicted, proposal = _predict(recipe, plan, costs, memory, options, console)
+    else:
+        proposal = propose(costs, plan.num_kept, plan.num_prompts, memory)
+    content = as_json(points, costs, proposal) | predicted
+    content["versions"] = versions(device_name(device))
+    _tell(costs, proposal, console, predicted=bool(predicted))
     if options.check:
         held_out = merge(_measure(recipe, plan, held_out_points(*sizes), options, console))
         content["check"] = check(costs, held_out)
@@ -127,9 +164,44 @@ def _plan(
             )
     folder = Path(options.output)
     write_json(folder / "plan.json", content)
+    if options.json:
+        write_json(Path(options.json), content)
     _write_recipe(recipe, proposal, folder / "recipe.yaml")
     console.print(f"{folder / 'plan.json'} and {folder / 'recipe.yaml'} written")
     return 0
+
+
+def _predict(
+    recipe: dict[str, Any],
+    plan: "Layout",
+    costs: "Costs",
+    memory: float,
+    options: argparse.Namespace,
+    console: "Console",
+) -> "tuple[dict[str, Any], Proposal]":
+    """What a pilot says of each arm, told and for plan.json, and the arm to train with."""
+    from podsrl.plan.fit import propose_arm
+    from podsrl.plan.gain import advise, success_rates
+    from podsrl.plan.pilot import run_pilot
+    from podsrl.plan.tell import as_json, draw, lines
+
+    pilot = run_pilot(recipe, options.pilot, options.pilot_rollouts)
+    rates = success_rates(pilot)
+    advice = advise(rates, pilot.noise, costs, plan.num_kept, memory)
+    for line in lines(pilot, rates, advice):
+        console.print(line)
+    if options.figure:
+        draw(advice, Path(options.figure))
+    proposal = propose_arm(
+        costs,
+        advice.best.num_rollouts,
+        advice.best.num_kept,
+        plan.num_prompts,
+        memory,
+        pays=advice.pays,
+        reasons=(advice.verdict,),
+    )
+    return as_json(pilot, rates, advice), proposal
 
 
 def _measure(
@@ -155,21 +227,28 @@ def _measure(
     return points
 
 
-def _tell(costs: "Costs", proposal: "Proposal", console: "Console") -> None:
-    from podsrl.plan.fit import predictions
-
+def _tell_costs(costs: "Costs", console: "Console") -> None:
     a = costs.sampling.intercept + costs.update.intercept
     console.print(
         f"seconds per step = {a:.2f} + {costs.sampling.slope:.3f} n + {costs.update.slope:.3f} m"
     )
-    for arm, seconds in predictions(costs, proposal).items():
-        console.print(f"  {arm}: {seconds:.2f} s")
+
+
+def _tell(costs: "Costs", proposal: "Proposal", console: "Console", *, predicted: bool) -> None:
+    from podsrl.plan.fit import predictions
+
     verdict = "PODS pays here" if proposal.pays else "PODS will hardly pay here"
-    console.print(
-        f"{verdict}: n = {proposal.num_rollouts}, m = {proposal.num_kept}, "
+    layout = (
+        f"n = {proposal.num_rollouts}, m = {proposal.num_kept}, "
         f"{proposal.num_micro_batches} micro-batch(es) of {proposal.micro_rows} kept rollouts, "
         f"{_backend()}"
     )
+    if predicted:  # the verdict and its reasons have been told
+        console.print(f"proposed: {layout}")
+        return
+    for arm, seconds in predictions(costs, proposal).items():
+        console.print(f"  {arm}: {seconds:.2f} s")
+    console.print(f"{verdict}: {layout}")
     for reason in proposal.reasons:
         console.print(f"  {reason}")
 

@@ -184,6 +184,24 @@ def propose(costs: Costs, num_kept: int, num_prompts: int, memory_gib: float) ->
     )
 
 
+def propose_arm(
+    costs: Costs,
+    num_rollouts: int,
+    num_kept: int,
+    num_prompts: int,
+    memory_gib: float,
+    *,
+    pays: bool,
+    reasons: tuple[str, ...],
+) -> Proposal:
+    """This n and m, chosen elsewhere, with the micro-batch that `propose` would give it.
+
+    Raises `ValueError` as `propose` does.
+    """
+    rows = _micro_rows(costs.memory, num_kept, num_prompts, memory_gib)
+    return Proposal(num_rollouts, num_kept, rows, num_prompts * num_kept // rows, pays, reasons)
+
+
 def _micro_rows(memory: Line, num_kept: int, num_prompts: int, memory_gib: float) -> int:
     limit = SHARE_OF_MEMORY * memory_gib
     whole = [groups for groups in range(num_prompts, 0, -1) if num_prompts % groups == 0]

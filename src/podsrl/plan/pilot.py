@@ -1,0 +1,147 @@
+"""A pilot: rollouts of some training prompts, to know how often the policy is right, and how sure.
+
+Shape letters: P prompts, R rollouts of each, F reward functions.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from podsrl.core.combine import combine
+from podsrl.models import load_model, load_tokenizer
+from podsrl.plan.noise import Group, Noise, measure_noise
+from podsrl.runs.settings import parse_settings
+from podsrl.runs.training import load_questions
+from podsrl.sampling.complete import complete, plain_config
+from podsrl.tasks.base import Row, Task
+
+ROWS_AT_A_TIME = 128
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """What was sampled and what it took."""
+
+    rewards_PR: Tensor
+    """Float64, without the prompts of which a reward failed."""
+    noise: Noise
+    num_prompts: int
+    num_rollouts: int
+    num_failed: int
+    """Prompts left out, because a rollout of theirs has no reward."""
+    seconds: float
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether there are no more than two different rewards."""
+        return self.rewards_PR.unique().numel() <= 2
+
+    @property
+    def num_right_P(self) -> Tensor:
+        """Of each prompt, the rollouts with the higher of two rewards; a lone reward <= 0 is wrong.
+
+        Example: rewards (0, 1, 1) and (0, 0, 0): 2 and 0.
+        """
+        high = self.rewards_PR.max()
+        is_lone = self.rewards_PR.min() == high
+        return ((self.rewards_PR == high) & ~(is_lone & (high <= 0))).sum(1)
+
+
+def run_pilot(recipe: Mapping[str, Any], num_prompts: int, num_rollouts: int) -> Pilot:
+    """Sample as the recipe's training would at its start, reward, and measure rho.
+
+    The prompts are drawn from the training rows by the recipe's seed. Sampling is our sampler's or
+    `generate`, with the recipe's temperature, top_p, top_k and length limit; adapters, that change
+    nothing before training, are left out, and quantization is read as the recipe says it.
+
+    Raises:
+        ValueError: fewer than 1 prompt or 2 rollouts, and whatever the recipe's task and model say.
+    """
+    if num_prompts < 1 or num_rollouts < 2:
+        raise ValueError(
+            f"the pilot has {num_prompts} prompts of {num_rollouts} rollouts: it needs 1 of 2 at "
+            "least; --pilot 0 leaves it out"
+        )
+    start = time.perf_counter()
+    arguments, config, model_config = parse_settings(recipe)
+    task, rows = load_questions(arguments, config.seed)
+    drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.seed))
+    rows = [rows[i] for i in drawn[:num_prompts].tolist()]
+    name = model_config.model_name_or_path or arguments.model
+    tokenizer = load_tokenizer(name)
+    model = load_model(name, dtype=model_config.dtype or "float32").to(config.device)
+    texts = [
+        tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
+        for row in rows
+    ]
+    prompt_ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    generation = plain_config(
+        model,
+        tokenizer,
+        max_new_tokens=config.max_completion_length or task.max_new_tokens,
+        temperature=config.temperature,
+    )
+    generation.update(top_p=config.top_p, top_k=config.top_k or 0, min_p=config.min_p or 0.0)
+    completions = complete(
+        model,
+        prompt_ids,
+        num_rollouts,
+        config=generation,
+        batch_size=max(num_rollouts, ROWS_AT_A_TIME),
+        seed=config.seed,
+        report=lambda _: None,
+    )
+    completion_ids = [tokens for tokens, _ in completions]
+    texts = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+    rewards_PR = score(task, rows, texts, completion_ids, config.reward_weights).double()
+    has_all_P = ~rewards_PR.isnan().any(1)
+    groups = [
+        Group(prompt_ids[p], completion_ids[p * num_rollouts : (p + 1) * num_rollouts], rewards)
+        for p, rewards in enumerate(rewards_PR)
+        if has_all_P[p]
+    ]
+    noise = measure_noise(
+        model,
+        groups,
+        temperature=config.temperature,
+        per_token=config.loss_type == "grpo",
+    )
+    seconds = time.perf_counter() - start
+    num_failed = int((~has_all_P).sum())
+    return Pilot(rewards_PR[has_all_P], noise, len(rows), num_rollouts, num_failed, seconds)
+
+
+def score(
+    task: Task,
+    rows: Sequence[Row],
+    texts: Sequence[str],
+    completion_ids: Sequence[list[int]],
+    weights: Sequence[float] | None,
+) -> Tensor:
+    """Return the rewards of equally many texts of each row, (P, R), NaN where none could be given.
+
+    The task's reward functions are called as TRL calls them, and added up with the weights, by
+    default the task's.
+    """
+    num_repeats = len(texts) // len(rows)
+    repeated = [row for row in rows for _ in range(num_repeats)]
+    columns: dict[str, Any] = {
+        name: [row[name] for row in repeated] for name in rows[0] if name != "prompt"
+    }
+    rewards = [
+        function(
+            prompts=[row["prompt"] for row in repeated],
+            completions=[[{"role": "assistant", "content": text}] for text in texts],
+            completion_ids=completion_ids,
+            **columns,
+        )
+        for function in task.reward_funcs.values()
+    ]
+    numbers = [[float("nan") if x is None else float(x) for x in values] for values in rewards]
+    rewards_PRF = torch.tensor(numbers).T.reshape(len(rows), num_repeats, len(rewards))
+    weights = weights or [task.reward_weights[name] for name in task.reward_funcs]
+    return combine(rewards_PRF, torch.tensor(weights))
