@@ -76,8 +76,8 @@ def test_models_that_see_are_refused() -> None:
 
 def test_attention_and_layers_that_cannot_share_are_refused() -> None:
     model = prepared()
-    model.config._attn_implementation_internal = "flash_attention_2"
-    assert "flash_attention_2 cannot" in str(packing_reason(model))
+    model.config._attn_implementation_internal = "flash_attention_3"
+    assert "flash_attention_3 cannot" in str(packing_reason(model))
     model = prepared("qwen3")
     model.config.layer_types = ["chunked_attention", "full_attention"]
     assert "attend in chunks" in str(packing_reason(model))

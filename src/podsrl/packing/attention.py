@@ -1,7 +1,9 @@
 """Attention over a packed row: who sees whom, in the form each attention implementation takes.
 
 - `podsrl_sdpa` (sdpa, switched on by `use_shared_prefix`): queries, keys and values are read into
-  one small problem per prompt and per completion, so cost follows the kept tokens; any device.
+  small problems, per length of prompts one of prompts and one of completions, so that cost follows
+  the kept tokens and causal order takes the place of a mask; any device.
+- `flash_attention_2`: the same problems, by its kernel.
 - `flex_attention`: a block mask; blocks that see nothing are not computed.
 - `eager`, and sdpa without the switch: a dense S x S mask, right everywhere, quadratic in S.
 
@@ -14,14 +16,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.flash_attention import flash_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from podsrl.packing.pack import PackedBatch
 
 SHARED_PREFIX = "podsrl_sdpa"
+FLASH = "flash_attention_2"
+
+# Each length of prompts costs a layer two calls of attention; beyond this many, a mask is cheaper.
+MAX_LENGTHS = 8
 
 
 def visibility(packed: PackedBatch, window: int | None = None) -> Callable[..., Tensor]:
@@ -66,44 +74,113 @@ def block_mask(packed: PackedBatch, window: int | None = None) -> BlockMask:
 
 
 @dataclass(frozen=True)
+class Problem:
+    """Prompts, or completions with their prompts' keys; the queries are the last of the keys."""
+
+    num_rows: int
+    num_queries: int
+    num_keys: int
+    filled_BK: Tensor | None = None
+    """Where keys are, if padding is among them; else a query sees the keys up to its own place."""
+
+
+@dataclass(frozen=True)
 class SharedPrefix:
-    """Where attention finds the tokens of each prompt and of each completion in the packed row."""
+    """A packed row as small problems of attention, and the way back."""
 
-    packed: PackedBatch
-    prompt_PW: Tensor
+    problems: list[Problem]
+    query_index: Tensor
+    """Packed tokens that are queries, problem by problem and row by row."""
+    key_index: Tensor
     place_S: Tensor
-    """Row of each packed token in the stacked outputs: P * W of prompts, B * T of completions."""
-    masks: dict[int | None, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Where in the problems' outputs, one after the other, each packed token's is."""
+    windows: set[int | None] = field(default_factory=set)
+    """What the layers have asked for so far."""
+    masks: dict[tuple[Any, ...], Tensor | None] = field(default_factory=dict)
 
-    def mask(self, window: int | None) -> tuple[Tensor, Tensor]:
-        """Bool masks (P, 1, W, W) of the prompts and (B, 1, T, C) of the completions."""
-        if window not in self.masks:
-            width, filled_BC = self.packed.prompt_width, self.packed.filled_BC
-            column_C = torch.arange(filled_BC.shape[1], device=filled_BC.device)
-            back_CC = column_C[:, None] - column_C
-            near_CC = back_CC >= 0 if window is None else (back_CC >= 0) & (back_CC < window)
-            # A query of padding sees itself: a row that sees nothing is NaN in some kernels.
-            mask_BCC = (near_CC & filled_BC[:, None]) | (back_CC == 0)
-            prompts = mask_BCC[self.packed.leaders_P, :width, :width]
-            self.masks[window] = (prompts[:, None], mask_BCC[:, None, width:])
-        return self.masks[window]
+    def mask(self, number: int, window: int | None, like: Tensor) -> Tensor | None:
+        """The mask of a problem, made once for all layers; None where causal order says it all.
+
+        A bool mask would be turned into a float one by every layer, which keeps it for its
+        backward pass: rows x queries x keys x 4 bytes a layer. So it is a float mask, without rows
+        where all rows are alike, and on CUDA none at all but for windows and padding, so that the
+        flash kernel, which takes no mask, can be chosen.
+        """
+        problem = self.problems[number]
+        if window is not None and window >= problem.num_keys:
+            window = None
+        alike = problem.filled_BK is None
+        rows = None if alike else number
+        key = (rows, problem.num_queries, problem.num_keys, window, like.dtype)
+        if key not in self.masks:
+            self.masks[key] = _problem_mask(problem, window, like)
+        return self.masks[key]
 
 
-def shared_prefix(packed: PackedBatch) -> SharedPrefix:
-    """The index tensors of `podsrl_sdpa` for one packed batch."""
-    width, num_columns = packed.prompt_width, packed.filled_BC.shape[1]
-    num_prompts, length = len(packed.leaders_P), num_columns - width
-    row_S, column_S = packed.cell_of_token_S // num_columns, packed.position_ids_S
-    # Outputs come as P * W rows of prompts, then B * T rows of completions; a packed token is found
-    # among them by its cell, a prompt token by its owner's rank among the leaders.
-    rank_B = torch.zeros_like(packed.leader_B)
-    rank_B[packed.leaders_P] = torch.arange(num_prompts, device=rank_B.device)
-    in_prompts = rank_B[row_S] * width + column_S
-    in_completions = num_prompts * width + row_S * length + column_S - width
+def _problem_mask(problem: Problem, window: int | None, like: Tensor) -> Tensor | None:
+    num_queries, num_keys = problem.num_queries, problem.num_keys
+    if problem.filled_BK is None and window is None:
+        # A square is what is_causal means, and a single query, the last, sees all.
+        if num_queries in (1, num_keys):
+            return None
+        if _has_flash(like):
+            return causal_lower_right(num_queries, num_keys)
+    key_K = torch.arange(num_keys, device=like.device)
+    back_QK = key_K[num_keys - num_queries :, None] - key_K
+    sees = back_QK >= 0 if window is None else (back_QK >= 0) & (back_QK < window)
+    if problem.filled_BK is not None:
+        # A query of padding sees itself: a row that sees nothing is NaN in some kernels.
+        sees = (sees & problem.filled_BK[:, None]) | (back_QK == 0)
+    hidden = torch.zeros(sees.shape, dtype=like.dtype, device=like.device)
+    return hidden.masked_fill_(~sees, -torch.inf).view(-1, 1, num_queries, num_keys)
+
+
+def _has_flash(like: Tensor) -> bool:
+    """Whether a kernel knows causal order from the lower right; a CPU would spell out a mask."""
+    return like.is_cuda
+
+
+def shared_prefix(packed: PackedBatch, max_lengths: int | None = MAX_LENGTHS) -> SharedPrefix:
+    """The problems and index tensors of one packed batch.
+
+    Rows whose prompts have one length make two problems, prompts and completions, in which no
+    padding comes before a query: padding of completions stands behind them. With more than
+    `max_lengths` lengths (None: never) all rows make the two, with masks that hide the padding.
+    """
+    num_rows, num_columns = packed.filled_BC.shape
+    width, device = packed.prompt_width, packed.filled_BC.device
+    lengths = packed.prompt_lengths
+    padded = max_lengths is not None and len(set(lengths)) > max_lengths
+    length_of = [width] * num_rows if padded else lengths
+    order = sorted(range(num_rows), key=lambda row: length_of[row])
+    owners = [row for row in order if packed.leaders[row] == row]
+    order_B, owner_P = (torch.tensor(rows, device=device) for rows in (order, owners))
+    place_BC = torch.zeros(num_rows, num_columns, dtype=torch.long, device=device)
+    problems, queries, keys, num_placed = [], [], [], 0
+    for length in sorted(set(length_of)):
+        prompts = owner_P[[i for i, row in enumerate(owners) if length_of[row] == length]]
+        rows = order_B[[i for i, row in enumerate(order) if length_of[row] == length]]
+        # (rows, first column of the keys, of the queries, end): a prompt's tokens are both.
+        for rows_K, first, start, stop in (
+            (prompts, width - length, width - length, width),
+            (rows, width - length, width, num_columns),
+        ):
+            shape = (len(rows_K), stop - start)
+            if start == stop:
+                continue
+            filled = packed.filled_BC[rows_K, first:stop] if padded else None
+            problems.append(Problem(*shape, stop - first, filled))
+            queries.append(packed.token_of_cell_BC[rows_K, start:stop].flatten())
+            keys.append(packed.token_of_cell_BC[rows_K, first:stop].flatten())
+            size = shape[0] * shape[1]
+            places = torch.arange(num_placed, num_placed + size, device=device)
+            place_BC[rows_K, start:stop] = places.view(shape)
+            num_placed += size
     return SharedPrefix(
-        packed,
-        prompt_PW=packed.token_of_cell_BC[packed.leaders_P, :width],
-        place_S=torch.where(column_S < width, in_prompts, in_completions),
+        problems,
+        torch.cat(queries),
+        torch.cat(keys),
+        place_BC.flatten()[packed.cell_of_token_S],
     )
 
 
@@ -124,25 +201,69 @@ def shared_prefix_attention(
     """
     if shared_prefix is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    # Transformers hands over (1, H, S, D); tokens first, so that cells can be read as rows.
-    query_SHD, key_SHD, value_SHD = (x[0].transpose(0, 1) for x in (query, key, value))
-    cells_BC, width = shared_prefix.packed.token_of_cell_BC, shared_prefix.packed.prompt_width
-    prompt_mask, completion_mask = shared_prefix.mask(kwargs.get("sliding_window"))
+    window = kwargs.get("sliding_window")
+    shared_prefix.windows.add(window)
 
-    def attend(query_index: Tensor, key_index: Tensor, mask: Tensor) -> Tensor:
-        q, k, v = (
-            rows_at(x, index).transpose(1, 2)
-            for x, index in (
-                (query_SHD, query_index),
-                (key_SHD, key_index),
-                (value_SHD, key_index),
-            )
-        )
-        return sdpa_attention_forward(module, q, k, v, mask, **kwargs)[0].flatten(0, 1)
+    def attend(number: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        mask = shared_prefix.mask(number, window, q)
+        return sdpa_attention_forward(module, q, k, v, mask, **kwargs | {"is_causal": True})[0]
 
-    prompts = attend(shared_prefix.prompt_PW, shared_prefix.prompt_PW, prompt_mask)
-    completions = attend(cells_BC[:, width:], cells_BC, completion_mask)
-    return rows_at(torch.cat([prompts, completions]), shared_prefix.place_S)[None], None
+    return _by_problem(shared_prefix, query, key, value, attend), None
+
+
+def shared_prefix_flash_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    shared_prefix: SharedPrefix | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """`shared_prefix_attention` for flash_attention_2; transformers' own without a packed row.
+
+    The kernel needs no mask: its causal order is that from the lower right, its windows likewise.
+    """
+    if shared_prefix is None:
+        return flash_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    shared_prefix.windows.add(kwargs.get("sliding_window"))
+    # Positions of the packed row start again at every completion: read as another kind of packing.
+    options = {name: each for name, each in kwargs.items() if name != "position_ids"}
+    options["is_causal"] = True
+
+    def attend(number: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return flash_attention_forward(module, q, k, v, None, **options)[0]
+
+    return _by_problem(shared_prefix, query, key, value, attend), None
+
+
+def _by_problem(
+    shared_prefix: SharedPrefix,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attend: Callable[[int, Tensor, Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Outputs (1, S, H, D) of a packed row whose problems `attend` solves one by one."""
+    problems = shared_prefix.problems
+    num_queries = [each.num_rows * each.num_queries for each in problems]
+    num_keys = [each.num_rows * each.num_keys for each in problems]
+    # Transformers hands over (1, H, S, D); tokens first, so that cells can be read as rows. All
+    # problems are read at once: each reading has a gradient as long as the packed row.
+    parts = zip(
+        problems,
+        rows_at(query[0].transpose(0, 1), shared_prefix.query_index).split(num_queries),
+        rows_at(key[0].transpose(0, 1), shared_prefix.key_index).split(num_keys),
+        rows_at(value[0].transpose(0, 1), shared_prefix.key_index).split(num_keys),
+        strict=True,
+    )
+    outputs = [
+        attend(number, *(x.unflatten(0, (problem.num_rows, -1)).transpose(1, 2) for x in (q, k, v)))
+        for number, (problem, q, k, v) in enumerate(parts)
+    ]
+    flat = torch.cat([output.flatten(0, 1) for output in outputs])
+    return rows_at(flat, shared_prefix.place_S)[None]
 
 
 def rows_at(values: Tensor, index: Tensor) -> Tensor:
@@ -157,6 +278,8 @@ def rows_at(values: Tensor, index: Tensor) -> Tensor:
 
 AttentionInterface.register(SHARED_PREFIX, shared_prefix_attention)
 AttentionMaskInterface.register(SHARED_PREFIX, sdpa_mask)
+# Under its own name, by which transformers finds the kernel and knows that it is a flash attention.
+AttentionInterface.register(FLASH, shared_prefix_flash_attention)
 
 
 def use_shared_prefix(model: PreTrainedModel) -> bool:
@@ -180,10 +303,11 @@ def attention_inputs(model: PreTrainedModel, packed: PackedBatch) -> dict[str, A
     """
     config = model.config.get_text_config()
     implementation = config._attn_implementation
-    if implementation == SHARED_PREFIX:
+    if implementation in (SHARED_PREFIX, FLASH):
         # A 4-D mask is passed on unread by transformers; of size 0, it fails if anyone reads it.
         unread = torch.ones(1, 1, 0, 0, dtype=torch.bool, device=packed.input_ids_S.device)
-        return {"attention_mask": unread, "shared_prefix": shared_prefix(packed)}
+        max_lengths = None if implementation == FLASH else MAX_LENGTHS
+        return {"attention_mask": unread, "shared_prefix": shared_prefix(packed, max_lengths)}
     masks = {kind: _mask(model, packed, window) for kind, window in layer_windows(config).items()}
     return {"attention_mask": masks if len(masks) > 1 else next(iter(masks.values()))}
 

@@ -36,6 +36,10 @@ class PackedBatch:
     place_K: Tensor
     """Flat place (row * T + column) of each completion token in the B x T layout."""
     prompt_width: int
+    prompt_lengths: list[int]
+    """Tokens of each row's prompt."""
+    leaders: list[int]
+    """`leader_B` on the host."""
 
     @property
     def num_tokens(self) -> int:
@@ -110,7 +114,7 @@ def pack(
     owns_B = leader_B == torch.arange(len(leader_B), device=leader_B.device)
     laid_BC = torch.cat([prompt_mask_BW & owns_B[:, None], completion_mask_BT], 1)
     sizes = _read_sizes(prompt_ids_BW, prompt_mask_BW, completion_mask_BT, leader_B, laid_BC)
-    num_tokens, num_prompts, num_scored = sizes
+    num_tokens, num_prompts, num_scored = sizes[:3]
     filled_BC = torch.cat([prompt_mask_BW, completion_mask_BT], 1)
     token_BC = _token_of_cell(laid_BC, filled_BC, leader_B, width)
     cell_S = _true_places(laid_BC.flatten(), num_tokens)
@@ -130,6 +134,8 @@ def pack(
         label_K=completion_ids_BT.flatten()[place_K],
         place_K=place_K,
         prompt_width=width,
+        prompt_lengths=sizes[3],
+        leaders=sizes[4],
     )
 
 
@@ -164,9 +170,12 @@ def _read_sizes(
     completion_mask_BT: Tensor,
     leader_B: Tensor,
     laid_BC: Tensor,
-) -> tuple[int, int, int]:
-    """Numbers of packed tokens, prompts and scored tokens, with the checks that need values."""
-    # One stack and one tolist: each number read by itself would make the host wait for the device.
+) -> tuple[int, int, int, list[int], list[int]]:
+    """Numbers of packed tokens, prompts, scored tokens; prompt length and leader of each row.
+
+    With the checks that need values.
+    """
+    # One tensor and one tolist: each number read by itself would make the host wait for the device.
     tokens_BW = prompt_ids_BW.masked_fill(~prompt_mask_BW, -1)
     sizes = torch.stack(
         [
@@ -177,7 +186,8 @@ def _read_sizes(
             (tokens_BW != tokens_BW[leader_B]).any(1).sum(),
         ]
     )
-    num_tokens, num_prompts, num_scored, num_empty, num_strangers = sizes.tolist()
+    read = torch.cat([sizes, prompt_mask_BW.sum(1), leader_B]).tolist()
+    (num_tokens, num_prompts, num_scored, num_empty, num_strangers), rows = read[:5], read[5:]
     if num_empty:
         raise ValueError(f"{num_empty} rows have no prompt token; give each prompt at least one.")
     if num_strangers:
@@ -185,7 +195,8 @@ def _read_sizes(
             f"{num_strangers} rows have another prompt than the first row of their group; "
             "number the groups by prompt (group_by_prompt)."
         )
-    return num_tokens, num_prompts, num_scored
+    lengths, leaders = rows[: len(leader_B)], rows[len(leader_B) :]
+    return num_tokens, num_prompts, num_scored, lengths, leaders
 
 
 def _true_places(mask: Tensor, num_true: int) -> Tensor:

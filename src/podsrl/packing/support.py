@@ -8,6 +8,7 @@ from accelerate.utils.other import has_compiled_regions, is_compiled_module
 from torch import Tensor, nn
 
 from podsrl.packing.attention import (
+    FLASH,
     SHARED_PREFIX,
     attention_inputs,
     layer_windows,
@@ -16,7 +17,7 @@ from podsrl.packing.attention import (
 from podsrl.packing.log_probs import packed_log_probs, unwrap
 from podsrl.packing.pack import pack
 
-PACKABLE_ATTENTION = ("sdpa", SHARED_PREFIX, "flex_attention", "eager")
+PACKABLE_ATTENTION = ("sdpa", SHARED_PREFIX, FLASH, "flex_attention", "eager")
 PACKABLE_LAYERS = {"full_attention", "sliding_attention"}
 FRAC_TOLERATED = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
 
@@ -33,7 +34,7 @@ def packing_reason(model: nn.Module) -> str | None:
     Args:
         model: as for `packed_log_probs`, in the precision and under the autocast it trains with.
 
-    Example: "flash_attention_2 cannot let several completions share a prompt".
+    Example: "flash_attention_3 cannot let several completions share a prompt".
     """
     causal_lm = unwrap(model)
     reason = _known_reason(model, causal_lm)
@@ -83,7 +84,7 @@ def _difference(model: nn.Module, causal_lm: Any) -> str | None:
     # The test batch is shorter than most windows: not its values, but the masks that were asked for
     # tell whether each layer asks for its own.
     windows = set(layer_windows(causal_lm.config).values())
-    if "shared_prefix" in attention and set(attention["shared_prefix"].masks) != windows:
+    if "shared_prefix" in attention and attention["shared_prefix"].windows != windows:
         return f"{type(causal_lm).__name__} does not tell its attention the sliding window"
     # The yardstick: how much log-probs move when each completion gets a wrong prompt.
     exchanged = _padded(model, prompts[[2, 2, 0]], mask[[2, 2, 0]], completions, filled)
