@@ -40,7 +40,7 @@ from podsrl.runs.folder import device_name, versions
 from podsrl.tasks import load_task
 from podsrl.trl.clock import peak_memory_gib, reset_peak_memory
 
-OFF: dict[str, Any] = {"fast_sampling": False, "packed_update": False}
+OFF: dict[str, Any] = {"fast_sampling": False, "packed_update": False, "skip_dead_rows": False}
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ def arms(case: Case) -> dict[str, dict[str, Any]]:
         f"pods {wide}/{kept}, TRL's paths": {**pods, **OFF},
         f"pods {wide}/{kept}, our sampling": {**pods, **OFF, "fast_sampling": True},
         f"pods {wide}/{kept}, packed update": {**pods, **OFF, "packed_update": True},
+        f"pods {wide}/{kept}, all rows": {**pods, "skip_dead_rows": False},
         f"pods {wide}/{kept}": pods,
     }
 

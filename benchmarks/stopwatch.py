@@ -21,7 +21,6 @@ class Stopwatch(TrainerCallback):
         self.trainer, self.start, self.mark = trainer, 0.0, 0.0
         self._wrap("_generate_single_turn", "sampling")
         self._wrap("_select", "selection")
-        self._wrap("_keep", "selection")
         self._wrap("_compute_loss", "update")
         self._wrap("_get_per_token_logps_and_entropies", "log_probs")
         trainer.reward_funcs = [self._timed(f, "rewards") for f in trainer.reward_funcs]

@@ -45,7 +45,7 @@ class Packed(Counting, PODSTrainer):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        assert self.packed.costs(self.model) is not None
+        assert self.kept_log_probs.costs(self.model) is not None
 
 
 @pytest.fixture(autouse=True)

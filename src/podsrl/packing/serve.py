@@ -1,60 +1,84 @@
-"""Log-probs over rows in which every prompt stands once, where that serves and is cheaper."""
+"""Log-probs of kept rows: of those that teach alone, and packed where that serves and is cheaper.
+
+Shape letters: B rows, C columns, T completion tokens, L live rows.
+"""
 
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from podsrl.packing.cost import OperationCosts, operation_costs, packed_is_cheaper
+from podsrl.packing.live import live_rows, mean_of, spread
 from podsrl.packing.log_probs import log_probs_by_prompt, packed_log_probs, unwrap
 from podsrl.packing.pack import PackedBatch, pack
 from podsrl.packing.support import packing_reason
 
 logger = logging.getLogger(__name__)
 
+Found = tuple[Tensor, Tensor | None]
+"""Log-probs and entropies, (B, T) each; None where no entropies were asked for."""
 
-class PackedLogProbs:
-    """Stands in for a pass over padded rows, for policy, old and reference log-probs alike.
+
+class LogProbs:
+    """Stands in for a host's pass over padded rows, for policy, old and reference log-probs alike.
 
     Models that packed rows do not serve stay with padded ones, with one warning that says why.
 
     autocast: gives the precision in which the host's models compute, as a context.
+    packs: whether rows are packed at all.
     """
 
-    def __init__(self, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
-        self.autocast = autocast
+    def __init__(
+        self, autocast: Callable[[], AbstractContextManager[Any]], *, packs: bool = True
+    ) -> None:
+        self.autocast, self.packs = autocast, packs
         self._costs: dict[int, OperationCosts | None] = {}
 
     def __call__(
         self,
+        padded: Callable[..., tuple[Tensor, Tensor | None, Any]],
         model: Any,
         input_ids: Tensor,
         attention_mask: Tensor,
         num_completion: int,
         *,
-        batch_size: int | None = None,
+        advantages: Tensor | None = None,
+        known_BT: Tensor | None = None,
         compute_entropy: bool = False,
-    ) -> tuple[Tensor, Tensor | None] | None:
-        """Log-probs and entropies, (B, T) each; None where padded rows serve as well or better.
+        **options: Any,
+    ) -> Found:
+        """Log-probs and entropies of the completion tokens.
 
         Args:
+            padded: the host's own pass, called with the arguments that follow it here.
             input_ids, attention_mask: (B, C), prompts padded on the left, completions on the right.
             num_completion: T, columns at the end that are completions.
-            batch_size: most rows in one pass; None for all.
+            advantages: (B,) or (B, T); rows that have none but 0 are left out of the pass. Their
+                log-probs are those of `known_BT`, the policy that sampled, so that a ratio to it is
+                1, or else 0; their entropies are the mean of the others', so that the mean is that
+                of live rows. None: no row is left out.
+            options: `batch_size`, most rows in one pass, None for all.
         """
-        rows = (input_ids, attention_mask, num_completion)
-        packed = self._pack_if_cheaper(model, *rows)
-        if packed is None:
-            return None
-        with self.autocast():
-            if batch_size is None or batch_size >= len(input_ids):
-                return packed_log_probs(model, packed, compute_entropy=compute_entropy)
-            # Rows are packed anew for each pass, which must not hold more than the host allows.
-            return log_probs_by_prompt(
-                model, *rows, num_rows_per_pass=batch_size, compute_entropy=compute_entropy
-            )
+        options = {**options, "compute_entropy": compute_entropy}
+        mask_BT = attention_mask[:, -num_completion:]
+        rows_L = None
+        if advantages is not None:
+            rows_L = live_rows(advantages.view(len(mask_BT), -1).ne(0).any(1), mask_BT)
+        if rows_L is None:
+            return self._found(padded, model, input_ids, attention_mask, num_completion, **options)
+        log_probs_LT, entropies_LT = self._found(
+            padded, model, input_ids[rows_L], attention_mask[rows_L], num_completion, **options
+        )
+        filler_BT = torch.zeros_like(mask_BT, dtype=log_probs_LT.dtype)
+        log_probs_BT = spread(log_probs_LT, rows_L, filler_BT if known_BT is None else known_BT)
+        if entropies_LT is None:
+            return log_probs_BT, None
+        mean = mean_of(entropies_LT.detach(), mask_BT[rows_L])
+        return log_probs_BT, spread(entropies_LT, rows_L, filler_BT + mean)
 
     def costs(self, model: Any) -> OperationCosts | None:
         """What the model's passes cost, None where packed rows do not serve it; found out once."""
@@ -66,6 +90,30 @@ class PackedLogProbs:
                 logger.warning("updating on padded rows, which is slower: %s", reason)
             self._costs[id(causal_lm)] = operation_costs(causal_lm) if reason is None else None
         return self._costs[id(causal_lm)]
+
+    def _found(
+        self,
+        padded: Callable[..., tuple[Tensor, Tensor | None, Any]],
+        model: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        num_completion: int,
+        *,
+        batch_size: int | None = None,
+        compute_entropy: bool,
+    ) -> Found:
+        rows = (input_ids, attention_mask, num_completion)
+        packed = self._pack_if_cheaper(model, *rows) if self.packs else None
+        if packed is None:
+            options = {"batch_size": batch_size, "compute_entropy": compute_entropy}
+            return padded(model, *rows, **options)[:2]
+        with self.autocast():
+            if batch_size is None or batch_size >= len(input_ids):
+                return packed_log_probs(model, packed, compute_entropy=compute_entropy)
+            # Rows are packed anew for each pass, which must not hold more than the host allows.
+            return log_probs_by_prompt(
+                model, *rows, num_rows_per_pass=batch_size, compute_entropy=compute_entropy
+            )
 
     def _pack_if_cheaper(
         self, model: Any, input_ids: Tensor, mask: Tensor, num_completion: int

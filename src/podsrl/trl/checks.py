@@ -19,6 +19,9 @@ from podsrl.trl.objective_checks import check_objective
 if TYPE_CHECKING:
     from podsrl.trl.config import PODSConfig
 
+# TRL's losses whose value and gradient are 0 where the advantage is, whatever the log-probs.
+LOSSES_OF_ADVANTAGES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "sapo", "cispo")
+
 
 def check_settings(config: "PODSConfig") -> None:
     """Raise `ValueError` for the first setting that cannot be, alone or beside the others."""
@@ -36,6 +39,7 @@ def check_settings(config: "PODSConfig") -> None:
     _check_rows_per_process(config)
     _check_budget(config)
     _check_schedule(config)
+    _check_dead_rows(config)
     if config.early_stop:
         _check_early_stop(config)
 
@@ -47,6 +51,32 @@ def settings_needing_all(config: "PODSConfig") -> list[str]:
         *([f"advantage={config.advantage!r}"] if config.advantage in NEEDS_ALL else []),
         *(["advantage_weights='stratified'"] if stratified else []),
     ]
+
+
+def why_dead_rows_matter(config: "PODSConfig") -> str | None:
+    """Why a row of advantage 0 has a part in what is learned; None where it has none."""
+    objective = config.get_objective()
+    if objective is not None and not objective.is_zero_without_advantage:
+        return f"objective={config.objective!r} learns from rows of advantage 0, too"
+    reasons = {
+        f"beta={config.beta} pulls every row to the reference": config.beta != 0,
+        "the entropy bonus counts every row": bool(
+            config.entropy_coef or config.use_adaptive_entropy
+        ),
+        f"top_entropy_quantile={config.top_entropy_quantile} ranks the tokens of every row": (
+            config.top_entropy_quantile < 1
+        ),
+        f"loss_type={config.loss_type!r} is not known to leave them alone": (
+            config.loss_type not in LOSSES_OF_ADVANTAGES
+        ),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def _check_dead_rows(config: "PODSConfig") -> None:
+    reason = why_dead_rows_matter(config)
+    if config.skip_dead_rows and reason is not None:
+        raise ValueError(f"skip_dead_rows is True, but {reason}: leave skip_dead_rows out.")
 
 
 def _check_advantage_names(config: "PODSConfig") -> None:

@@ -8,7 +8,7 @@ from trl import GRPOConfig
 from podsrl.core.advantage import ESTIMATORS
 from podsrl.core.objectives import OBJECTIVES, Objective
 from podsrl.core.select import RULES
-from podsrl.trl.checks import check_settings, settings_needing_all
+from podsrl.trl.checks import check_settings, settings_needing_all, why_dead_rows_matter
 from podsrl.trl.objective_checks import (
     DEFAULT_REFERENCE_ROLLOUTS,
     GRPO,
@@ -226,6 +226,15 @@ class PODSConfig(GRPOConfig):
             "TRL's padded rows. Default: on when n > m; with n = m training is TRL's bit for bit."
         },
     )
+    skip_dead_rows: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Leave kept rollouts of advantage 0 out of the update's passes; loss and "
+            "gradients stay the same. Default: on when n > m and nothing but advantages teaches "
+            "(beta 0, no entropy bonus); with n = m training is TRL's bit for bit."
+        },
+    )
+
     early_stop: bool = field(
         default=False,
         metadata={
@@ -256,6 +265,8 @@ class PODSConfig(GRPOConfig):
         samples_more = self.num_rollouts > self.num_generations
         self.fast_sampling = samples_more if self.fast_sampling is None else self.fast_sampling
         self.packed_update = samples_more if self.packed_update is None else self.packed_update
+        if self.skip_dead_rows is None:
+            self.skip_dead_rows = samples_more and why_dead_rows_matter(self) is None
         objective = self.get_objective()
         if objective and objective.needs_reference_rewards and self.num_reference_rollouts is None:
             self.num_reference_rollouts = DEFAULT_REFERENCE_ROLLOUTS
@@ -284,9 +295,3 @@ class PODSConfig(GRPOConfig):
             return False
         num_policy, num_own = (getattr(self, name) for name in objective.schedule)
         return step % (num_policy + num_own) < num_policy
-
-
-def default_output_dir(model: Any) -> str:
-    """The folder of a trainer that was given no arguments: the model's name and -PODS."""
-    name = model if isinstance(model, str) else model.config._name_or_path
-    return f"{name.rstrip('/').split('/')[-1]}-PODS"

@@ -17,9 +17,12 @@ GROUP = "objective_group"
 REWARDS = "objective_rewards"
 
 
-def deal_by_prompt(batches: list[dict[str, Any]], *, whole: bool) -> list[dict[str, Any]]:
+def deal_by_prompt(
+    batches: list[dict[str, Any]], *, whole: bool, skips_dead: bool = False
+) -> list[dict[str, Any]]:
     """The same rows, those of a prompt in as few micro-batches as possible, tokens balanced.
 
+    skips_dead: rows of advantage 0 cost nothing, so that live ones alone are balanced.
     whole: no group may be torn, because the loss compares its rows. A micro-batch may then have
     more rows than another, and one without a group gets a row that teaches nothing.
     """
@@ -31,8 +34,14 @@ def deal_by_prompt(batches: list[dict[str, Any]], *, whole: bool) -> list[dict[s
         group_B = torch.cat([batch[GROUP] for batch in batches])
     else:
         group_B = group_by_prompt(prompts, prompt_mask)
+    prompt_B, completion_B = prompt_mask.sum(1), completion_mask.sum(1)
+    if skips_dead:
+        lives_B = torch.cat([batch["advantages"] for batch in batches]) != 0
+        # A prompt is read where any of its rows is.
+        lives_in_group_B = (lives_B[None] & (group_B[:, None] == group_B[None])).any(1)
+        prompt_B, completion_B = prompt_B * lives_in_group_B, completion_B * lives_B
     # All three in one transfer, so that a GPU is waited for once.
-    sizes = torch.stack([prompt_mask.sum(1), completion_mask.sum(1), group_B]).tolist()
+    sizes = torch.stack([prompt_B, completion_B, group_B]).tolist()
     prompt_lengths, completion_lengths, groups = sizes
     deal = whole_groups if whole else balance
     rows = deal(prompt_lengths, completion_lengths, groups, len(batches))

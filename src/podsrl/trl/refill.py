@@ -16,7 +16,7 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 from podsrl.core.statistics import is_constant
-from podsrl.trl.batch import Rollouts
+from podsrl.trl.batch import GenerationBatch, Rollouts
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,19 @@ class Refilling:
 
     def __call__(
         self,
+        batch: GenerationBatch,
         rollouts: Rollouts,
         *,
         sample: Callable[[list[dict[str, Any]]], Rollouts],
         combined: Callable[[Tensor], Tensor],
         seed: int,
-    ) -> "Refilled":
-        """`refill` with rows of the host's training set, in an order that `seed` fixes."""
+    ) -> Rollouts:
+        """`refill` with rows of the host's training set, in an order that `seed` fixes.
+
+        Tells `batch` what there was before and what it took.
+        """
+        num_rollouts = self.host.args.num_rollouts
+        batch.first_rewards_PNF = rollouts.rewards_per_func.unflatten(0, (-1, num_rollouts))
 
         def sample_apart(inputs: list[dict[str, Any]]) -> Rollouts:
             # Columns that rewards log of these rollouts are kept apart from those of before.
@@ -60,7 +66,7 @@ class Refilling:
 
         refilled = refill(
             rollouts,
-            num_rollouts=self.host.args.num_rollouts,
+            num_rollouts=num_rollouts,
             num_rounds=self.host.args.refill_constant_groups,
             fresh_rows=self._fresh_rows(rollouts, seed),
             sample=sample_apart,
@@ -70,7 +76,8 @@ class Refilling:
         )
         self.host._pending_extra_logs.clear()
         self.host._pending_extra_logs.update(refilled.rollouts.extra_logs)
-        return refilled
+        batch.metrics = refilled.metrics(num_rollouts)
+        return refilled.rollouts
 
     def _fresh_rows(self, rollouts: Rollouts, seed: int) -> Iterator[dict[str, Any]]:
         """Other rows of the training set, with the columns that the data loader gives."""

@@ -23,6 +23,12 @@ UNSUPPORTED = {
 LOGIT_SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 
 
+def default_output_dir(model: Any) -> str:
+    """The folder of a trainer that was given no arguments: the model's name and -PODS."""
+    name = model if isinstance(model, str) else model.config._name_or_path
+    return f"{name.rstrip('/').split('/')[-1]}-PODS"
+
+
 def refuse_arguments(arguments: dict[str, Any]) -> None:
     """Raise for what GRPOTrainer can do and PODSTrainer cannot, and for another trainer's args."""
     for name, what in UNSUPPORTED.items():

@@ -2,7 +2,7 @@
 
 TRL's `num_generations` is m, so all of its arithmetic (batch sizes, loss denominators, importance
 ratios, reference log-probs) concerns kept rollouts. Each step of ours is an object that is None
-when it is off: `prompt_once`, `stopping`, `refilling`, `packed`, `token_kl`, `reference`,
+when it is off: `prompt_once`, `stopping`, `refilling`, `kept_log_probs`, `token_kl`, `reference`,
 `objective_step`. tests/trainer/test_host_contract.py holds TRL to what is relied on here.
 
 Shape letters: P prompts, N sampled rollouts, F reward functions.
@@ -27,10 +27,10 @@ from trl import GRPOTrainer
 from podsrl.core.rules import NEEDS_LENGTHS
 from podsrl.core.schedule import num_kept_now
 from podsrl.core.selection import Selection
-from podsrl.packing.serve import PackedLogProbs
+from podsrl.packing.serve import LogProbs
 from podsrl.trl.batch import GenerationBatch, Rollouts, selector_of
 from podsrl.trl.clock import PhaseClock, StepClock, peak_memory_gib
-from podsrl.trl.config import PODSConfig, default_output_dir
+from podsrl.trl.config import PODSConfig
 from podsrl.trl.dealing import deal_by_prompt
 from podsrl.trl.early_stop import Stopping
 from podsrl.trl.objective import ObjectiveStep
@@ -38,7 +38,7 @@ from podsrl.trl.prompt_order import ResumableSampler
 from podsrl.trl.records import log_rollouts, record_metrics, use_advantages
 from podsrl.trl.reference import ReferenceRewards
 from podsrl.trl.refill import Refilling
-from podsrl.trl.refusals import refuse_arguments, refuse_trainer
+from podsrl.trl.refusals import default_output_dir, refuse_arguments, refuse_trainer
 from podsrl.trl.sampling import PromptOnce
 from podsrl.trl.token_kl import TokenDivergence
 
@@ -96,6 +96,7 @@ class PODSTrainer(GRPOTrainer):
         refuse_trainer(self)
         self.clock = PhaseClock(self.accelerator.device)
         self.batch: GenerationBatch | None = None  # the one under way, in training
+        self._loss_inputs: dict[str, Any] = {}  # the micro-batch in its loss
         self.rollout_log: Any = None  # has `write_batch`, as runs/rollout_log.py
         self._build_steps()
         self.add_callback(StepClock(self))
@@ -108,7 +109,8 @@ class PODSTrainer(GRPOTrainer):
         self.prompt_once = PromptOnce(self) if args.fast_sampling and not engine else None
         self.stopping = Stopping(self) if args.early_stop else None
         self.refilling = Refilling(self) if args.refill_constant_groups else None
-        self.packed = PackedLogProbs(self.accelerator.autocast) if args.packed_update else None
+        log_probs = LogProbs(self.accelerator.autocast, packs=args.packed_update)
+        self.kept_log_probs = log_probs if args.packed_update or args.skip_dead_rows else None
         self.token_kl = TokenDivergence(self) if objective and objective.needs_token_kl else None
         needs_reference = objective and objective.needs_reference_rewards
         self.reference = ReferenceRewards(self, self.clock) if needs_reference else None
@@ -127,9 +129,16 @@ class PODSTrainer(GRPOTrainer):
         inputs = super()._prepare_inputs(generation_batch)
         batches = self._buffered_inputs
         whole = bool(self.objective_step and self.objective_step.needs_whole_groups)
-        if not (self.packed or whole) or batches is before or not batches or len(batches) < 2:
+        if (
+            not (self.kept_log_probs or whole)
+            or batches is before
+            or not batches
+            or len(batches) < 2
+        ):
             return inputs
-        self._buffered_inputs = deal_by_prompt(batches, whole=whole)
+        self._buffered_inputs = deal_by_prompt(
+            batches, whole=whole, skips_dead=self.args.skip_dead_rows
+        )
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -176,7 +185,13 @@ class PODSTrainer(GRPOTrainer):
             return super()._generate(prompts)
         rollouts = self._sample_and_score(batch.per_rollout())
         if self.refilling:
-            rollouts = self._refill(batch, rollouts)
+            rollouts = self.refilling(
+                batch,
+                rollouts,
+                sample=self._sample_and_score,
+                combined=self.selector.combined,
+                seed=self._selection_seed(),
+            )
         self.clock.begin("selection")
         selection = self._select(rollouts)
         # TRL logs this list of prompts and takes its length for the rows of this process.
@@ -198,30 +213,13 @@ class PODSTrainer(GRPOTrainer):
                 rewards = self._calculate_rewards(inputs, prompts, completions, completion_ids)
         return Rollouts(inputs, generated, dict(self._pending_extra_logs), rewards)
 
-    def _refill(self, batch: GenerationBatch, rollouts: Rollouts) -> Rollouts:
-        """The rollouts with constant groups replaced, as far as the rounds reached."""
-        assert self.refilling is not None
-        n = self.args.num_rollouts
-        batch.first_rewards_PNF = rollouts.rewards_per_func.unflatten(0, (-1, n))
-        refilled = self.refilling(
-            rollouts,
-            sample=self._sample_and_score,
-            combined=self.selector.combined,
-            seed=self._selection_seed(),
-        )
-        batch.metrics = refilled.metrics(n)
-        return refilled.rollouts
-
     def _select(self, rollouts: Rollouts) -> Selection:
         """Choose from the rewards of all processes; every process computes the same choice."""
         n, lengths_PN = self.args.num_rollouts, None
         if self.args.selection_rule in NEEDS_LENGTHS:
             device = self.accelerator.device
             lengths_PN = gather(torch.tensor(rollouts.lengths, device=device)).unflatten(0, (-1, n))
-        selector = self.selector
-        if selector.num_kept != self.num_generations:  # a schedule's
-            selector = replace(selector, num_kept=self.num_generations)
-        return selector(
+        return replace(self.selector, num_kept=self.num_generations)(
             rollouts.rewards_per_func.unflatten(0, (-1, n)),
             seed=self._selection_seed(),
             lengths_PN=lengths_PN,
@@ -256,15 +254,16 @@ class PODSTrainer(GRPOTrainer):
     def _log_probs(  # type: ignore[no-untyped-def]
         self, *rows, batch_size=None, compute_entropy=False, compute_aux_loss=False, **multimodal
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Packed where that serves the model and is cheaper, else TRL's."""
+        """Of the rows that teach, packed where that serves the model and is cheaper, else TRL's."""
+        padded = super()._get_per_token_logps_and_entropies
         options = {"batch_size": batch_size, "compute_entropy": compute_entropy}
         plain = not compute_aux_loss and all(value is None for value in multimodal.values())
-        found = self.packed(*rows, **options) if self.packed and plain else None
-        if found is not None:
-            return (*found, None)
-        return super()._get_per_token_logps_and_entropies(
-            *rows, **options, compute_aux_loss=compute_aux_loss, **multimodal
-        )
+        if not self.kept_log_probs or not plain:
+            return padded(*rows, **options, compute_aux_loss=compute_aux_loss, **multimodal)
+        if self.args.skip_dead_rows and self.batch is None and self.model.training:
+            options["advantages"] = self._loss_inputs["advantages"]
+            options["known_BT"] = self._loss_inputs.get("old_per_token_logps")
+        return (*self.kept_log_probs(padded, *rows, **options), None)
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):  # type: ignore[no-untyped-def]
         if self.batch is None or self.batch.selection is None:
@@ -273,6 +272,7 @@ class PODSTrainer(GRPOTrainer):
         return selection.rewards_per_func_PNF.flatten(0, 1)[selection.kept_rows_B]
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        self._loss_inputs = inputs  # what the log-probs that the loss asks for are of
         if self.objective_step and self.model.training and self.objective_step.is_on():
             return self.objective_step.loss(model, inputs)
         return super()._compute_loss(model, inputs)

@@ -37,6 +37,8 @@ class Objective:
             the reference over the vocabulary, summed over tokens.
         needs_accuracy: reads `batch.extras["accuracy"]`, (B,): mean of the first reward function
             over all n rollouts of the row's prompt.
+        is_zero_without_advantage: a row of advantage 0 adds nothing to loss or gradient, whatever
+            its log-probs.
         schedule: names of two of the options, which `function` does not receive: TRL's own loss for
             the first's number of steps, `function` for the second's, and again.
     """
@@ -49,6 +51,7 @@ class Objective:
     needs_advantages: bool = False
     needs_token_kl: bool = False
     needs_accuracy: bool = False
+    is_zero_without_advantage: bool = False
     schedule: tuple[str, str] | None = None
 
 
@@ -67,6 +70,7 @@ OBJECTIVES: dict[str, Objective] = {
         {"epsilon": 0.2, "epsilon_high": None},
         needs_reference=False,
         needs_advantages=True,
+        is_zero_without_advantage=True,
     ),
     "dpo": Objective(dpo, PAIRS, needs_whole_groups=True),
     "tdpo1": Objective(tdpo1, PAIRS, needs_whole_groups=True, needs_token_kl=True),
