@@ -85,10 +85,10 @@ def test_dead_rows_are_in_no_pass(tiny_folder: str, tmp_path: Path) -> None:
         tmp_path,
         rewards=[hard_only],
         packed_update=False,
+        skip_dead_rows=True,
         max_steps=6,
         **SGD,
     )
-    assert trainer.args.skip_dead_rows
     rows = rows_with_log_probs(trainer.model)
     trainer.train()
     dead = logged(trainer, "pods/frac_kept_zero_advantage")
@@ -215,7 +215,9 @@ def test_off_and_refused_where_dead_rows_matter(options: dict[str, Any], reason:
         PODSConfig("unused", skip_dead_rows=True, **settings)
 
 
-def test_off_where_n_is_m() -> None:
+def test_on_where_rows_are_packed_and_so_not_where_n_is_m() -> None:
     settings = {"num_generations": 4, "use_cpu": True, "bf16": False}
     assert PODSConfig("unused", num_rollouts=4, **settings).skip_dead_rows is False
     assert PODSConfig("unused", num_rollouts=8, **settings).skip_dead_rows is True
+    # As arms of a comparison are: GRPO has what PODS has.
+    assert PODSConfig("unused", num_rollouts=4, packed_update=True, **settings).skip_dead_rows

@@ -230,8 +230,8 @@ class PODSConfig(GRPOConfig):
         default=None,
         metadata={
             "help": "Leave kept rollouts of advantage 0 out of the update's passes; loss and "
-            "gradients stay the same. Default: on when n > m and nothing but advantages teaches "
-            "(beta 0, no entropy bonus); with n = m training is TRL's bit for bit."
+            "gradients stay the same. Default: on where packed_update is and nothing but advantages "
+            "teaches (beta 0, no entropy bonus)."
         },
     )
 
@@ -266,7 +266,7 @@ class PODSConfig(GRPOConfig):
         self.fast_sampling = samples_more if self.fast_sampling is None else self.fast_sampling
         self.packed_update = samples_more if self.packed_update is None else self.packed_update
         if self.skip_dead_rows is None:
-            self.skip_dead_rows = samples_more and why_dead_rows_matter(self) is None
+            self.skip_dead_rows = self.packed_update and why_dead_rows_matter(self) is None
         objective = self.get_objective()
         if objective and objective.needs_reference_rewards and self.num_reference_rollouts is None:
             self.num_reference_rollouts = DEFAULT_REFERENCE_ROLLOUTS

@@ -41,6 +41,7 @@ from podsrl.trl.refill import Refilling
 from podsrl.trl.refusals import default_output_dir, refuse_arguments, refuse_trainer
 from podsrl.trl.sampling import PromptOnce
 from podsrl.trl.token_kl import TokenDivergence
+from podsrl.trl.vllm import engine_for_all_rollouts
 
 TITLE = "Not All Rollouts are Useful: Down-Sampling Rollouts in LLM Reinforcement Learning"
 CITATION = f"""@article{{xu2025pods,
@@ -92,7 +93,8 @@ class PODSTrainer(GRPOTrainer):
         refuse_arguments(bound.arguments)
         if bound.arguments.get("args") is None:
             bound.arguments["args"] = PODSConfig(default_output_dir(bound.arguments["model"]))
-        super().__init__(*bound.args[1:], **bound.kwargs)
+        with engine_for_all_rollouts(bound.arguments["args"]):
+            super().__init__(*bound.args[1:], **bound.kwargs)
         refuse_trainer(self)
         self.clock = PhaseClock(self.accelerator.device)
         self.batch: GenerationBatch | None = None  # the one under way, in training
@@ -227,9 +229,8 @@ class PODSTrainer(GRPOTrainer):
 
     def _selection_seed(self) -> int:
         """One seed per generation batch, the same on all processes and after a resume."""
-        micro_step = self._step % self.args.gradient_accumulation_steps
-        text = f"{self.args.seed}/{self.state.global_step}/{micro_step}"
-        return random.Random(text).getrandbits(62)
+        place = self.state.global_step, self._step % self.args.gradient_accumulation_steps
+        return random.Random("{}/{}/{}".format(self.args.seed, *place)).getrandbits(62)
 
     def _generate_single_turn(  # type: ignore[no-untyped-def]
         self, prompt_ids, images, multimodal_fields, num_generations, has_tool_images=False
