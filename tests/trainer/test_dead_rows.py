@@ -73,9 +73,11 @@ def test_learns_the_same(tiny_folder: str, tmp_path: Path, options: dict[str, An
     dead = logged(live, "pods/frac_kept_zero_advantage")
     assert max(dead) > 0 or options.get("budget") == "pooled"
     assert logged(live, "loss") == pytest.approx(logged(everything, "loss"), abs=1e-5)
-    torch.testing.assert_close(weights(live), weights(everything), rtol=0, atol=2e-6)
     start = build(tiny_folder, tmp_path / "start", peft_config=options.get("peft_config"))
-    assert (weights(live) - weights(start)).abs().max() > 1e-4
+    moved = (weights(live) - weights(start)).abs().max()
+    assert moved > 1e-3
+    # Another denominator or a missing row would be of the order of the move itself.
+    assert (weights(live) - weights(everything)).abs().max() < 1e-4 * moved
 
 
 def test_dead_rows_are_in_no_pass(tiny_folder: str, tmp_path: Path) -> None:

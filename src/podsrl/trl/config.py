@@ -230,8 +230,8 @@ class PODSConfig(GRPOConfig):
         default=None,
         metadata={
             "help": "Leave kept rollouts of advantage 0 out of the update's passes; loss and "
-            "gradients stay the same. Default: on where packed_update is and nothing but advantages "
-            "teaches (beta 0, no entropy bonus)."
+            "gradients stay the same. Default: on where packed_update is and nothing but "
+            "advantages teaches (beta 0, no entropy bonus)."
         },
     )
 

@@ -9,7 +9,7 @@ from trl.trainer import grpo_trainer
 
 
 @contextmanager
-def engine_for_all_rollouts(args: Any) -> Iterator[None]:
+def engine_for_all_rollouts(config: Any) -> Iterator[None]:
     """An engine that TRL builds in the enclosed block has room for n rollouts where TRL counts m.
 
     TRL bounds the rows that vLLM decodes at once (`max_num_seqs`) by the rows that a process trains
@@ -17,14 +17,14 @@ def engine_for_all_rollouts(args: Any) -> Iterator[None]:
     for the bound and builds the engine in the middle of `GRPOTrainer.__init__`, so that the name by
     which it does so is exchanged for the time.
 
-    args: the PODSConfig.
+    config: the PODSConfig.
 
     Example: 16 kept rows a process, n = 64, m = 16: 64 instead of 16.
     """
     build = grpo_trainer.VLLMGeneration
 
     def build_wider(*args: Any, max_num_seqs: int, **options: Any) -> Any:
-        wider = math.ceil(max_num_seqs * args.num_rollouts / args.num_generations)
+        wider = math.ceil(max_num_seqs * config.num_rollouts / config.num_generations)
         return build(*args, max_num_seqs=wider, **options)
 
     grpo_trainer.VLLMGeneration = build_wider
