@@ -3,6 +3,11 @@
 import importlib
 import sys
 
+from podsrl.cli.waiting import wait_passively
+
+# Here, because `python -m podsrl.cli.VERB` imports this file first and torch with the verb.
+wait_passively()
+
 VERBS = {
     "train": "train a language model with PODS from a recipe",
     "compare": "run arms at equal wall-clock, seed by seed, and evaluate all alike",
