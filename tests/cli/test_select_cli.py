@@ -137,3 +137,20 @@ def test_help_teaches(capsys):
     output = capsys.readouterr().out
     for word in ("--keep", "max_variance", "CSV", "podsrl select - --keep 4", "null"):
         assert word in output
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[" * 100_000, "nested too deeply"),
+        ('{"rewards": ' + "[" * 100_000, "nested too deeply"),
+        (f"[1, {'9' * 400}]", "give numbers under 1e308"),
+    ],
+    ids=["brackets", "rewards", "digits"],
+)
+def test_json_that_no_rewards_are_is_one_line(text, words, tmp_path, capsys):
+    path = tmp_path / "rewards.json"
+    path.write_text(text)
+    assert main([str(path), "--keep", "1"]) == 2
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1

@@ -98,7 +98,7 @@ def test_lora_is_merged_into_a_model_that_plain_transformers_loads(
 @pytest.mark.slow
 def test_ctrl_c_saves_and_resume_goes_on(tiny_folder: str, questions: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    more = {"max_steps": 60, "max_completion_length": 40}
+    more = {"max_steps": 60, "max_completion_length": 40, "lr_scheduler_type": "constant"}
     words = flags(tiny_folder, questions, folder, **more)
     process = subprocess.Popen(
         [sys.executable, "-m", "podsrl.cli", "train", *words],

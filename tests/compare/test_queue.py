@@ -14,15 +14,19 @@ from podsrl.compare.queue import Worker, state_of
 
 # Ends as its folder's file `behaviour` says; counts its starts; a checkpoint is its stop.
 TRAIN = """
-import json, pathlib, signal, sys, time
+import json, pathlib, signal, sys, time, zipfile
 folder = pathlib.Path(sys.argv[1])
 with (folder / "starts").open("a") as file:
     file.write(" ".join(sys.argv[2:]) + ";")
 behaviour = (folder / "behaviour").read_text() if (folder / "behaviour").exists() else ""
 print("behaving:", behaviour, flush=True)
 def stop(*_):
-    (folder / "checkpoint-3").mkdir()
-    (folder / "checkpoint-3" / "trainer_state.json").write_text("{}")
+    checkpoint = folder / "checkpoint-3"
+    checkpoint.mkdir()
+    (checkpoint / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        zipfile.ZipFile(checkpoint / name, "w").close()
+    (checkpoint / "trainer_state.json").write_text("{}")
     sys.exit(130)
 signal.signal(signal.SIGINT, stop)
 (folder / "ready").touch()

@@ -102,17 +102,14 @@ def _check_pilot(options: argparse.Namespace) -> None:
 
 def _read(path: Path) -> tuple[dict[str, Any], "Layout", "torch.device"]:
     """The recipe's settings, checked as training would check them, its batch and its device."""
-    import yaml
-
     from podsrl.plan.measure import layout
+    from podsrl.runs.checks import read_yaml
     from podsrl.runs.settings import parse_settings
     from podsrl.runs.training import check_options, load_questions
 
     if not path.is_file():
         raise ValueError(f"recipe {path} does not exist: give a YAML file")
-    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(recipe, dict):
-        raise ValueError(f"recipe {path} holds no settings: write one 'name: value' per line")
+    recipe = read_yaml(path)
     arguments, config, model_config = parse_settings(recipe)
     plan = layout(config)
     check_options(arguments, config, model_config)

@@ -1,11 +1,21 @@
 """podsrl train: a recipe and flags -> a run folder."""
 
+import shlex
 import sys
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from podsrl.cli.parser import errors_in_one_line, spelled_as_known
+from podsrl.runs.stop import Stop
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from podsrl.runs.training import Run, TrainingFailed
+
+# What is looked at before the parser is there, which takes seconds to load.
+FLAGS = ("--config", "--output_dir", "--resume", "--resume_with_changes")
 USAGE = """podsrl train: train a language model with PODS
 
 usage: podsrl train [RECIPE.yaml] [--flag value ...]
@@ -58,12 +68,16 @@ when it ends, and what is measured and written
   --log_rollouts HOW      every rollout into rollouts.jsonl.gz: auto (default: up to 64 MiB),
                           true (without limit), false
   --save_model false      leave the trained model out of the run folder
-  --resume                go on from the last checkpoint in --output_dir
+  --resume                go on from the newest whole checkpoint in --output_dir
+  --resume_with_changes   let it go on with settings that change training
+  --long_prompts HOW      questions too long for the model: refuse (default) or drop
+  --reward_timeout_seconds S   end the run when a reward function takes longer
 
 Batch sizes count kept rollouts: a step trains on per_device_train_batch_size x
 gradient_accumulation_steps of them per device, from that number / num_generations prompts.
 
-Ctrl-C finishes the step, saves a checkpoint and says how to go on.
+Ctrl-C finishes the step, saves a checkpoint and says how to go on. So do SIGTERM, SIGUSR1 and the
+SIGHUP of a closed terminal, and a reward function or a disk that fails.
 
 examples
   podsrl train recipes/arithmetic-smollm2.yaml
@@ -73,33 +87,61 @@ examples
 
 @errors_in_one_line("train")
 def main(argv: list[str] | None = None) -> int:
-    """Train as the recipe and the flags say; 0 done, 2 bad input, 130 stopped by Ctrl-C."""
-    argv = spelled_as_known(sys.argv[1:] if argv is None else argv, ("--output_dir", "--resume"))
+    """Train as the recipe and the flags say.
+
+    0 done, 1 failed in training, 2 bad input, 130 stopped by Ctrl-C or another signal.
+    """
+    argv = spelled_as_known(sys.argv[1:] if argv is None else argv, FLAGS)
     if argv in (["-h"], ["--help"]):
         print(USAGE)
         return 0
-    from rich.console import Console
+    stop = Stop()
+    stop.listen()
+    try:
+        with stop.at_once():  # torch and what is built on it take seconds to load
+            run = _prepare(argv)
+    except KeyboardInterrupt:
+        print("stopped before the first step: nothing was begun")
+        return 130
+    else:
+        return _train(run, argv, stop)
+    finally:
+        stop.release()
 
-    console = Console()
-    quieten()
-    run = _prepare(argv, console)
-    from accelerate import PartialState
 
-    from podsrl.runs.training import describe, run_training
+def _train(run: "Run", argv: list[str], stop: Stop) -> int:
+    from podsrl.runs.training import TrainingFailed, run_training
 
-    console.quiet = not PartialState().is_main_process
+    console = run.console
+    stop.quiet = console.quiet
+    if run.finished:
+        console.print(f"{run.folder} is finished, nothing is left to do", soft_wrap=True)
+        return 0
     console.print(_headline(run), highlight=False, soft_wrap=True)
     try:
-        result = run_training(run)
+        result = run_training(run, stop)
     except KeyboardInterrupt:
-        console.print("stopped at once; checkpoints written before are kept")
-        return 130
-    except (ValueError, OSError):  # no mistake in the input, but a reward function, a full disk
-        traceback.print_exc()
+        result = None
+    except TrainingFailed as failed:
+        _tell_failure(failed, _how_to_go_on(argv, run.folder))
         return 1
     if result is None:
-        console.print(f"stopped. To go on: {_resume_command(argv, run.folder)}", soft_wrap=True)
+        console.print(f"stopped. {_how_to_go_on(argv, run.folder)}", soft_wrap=True)
         return 130
+    _tell_result(result, run.folder, console)
+    return 0
+
+
+def _tell_failure(failed: "TrainingFailed", remedy: str) -> None:
+    """The traceback, which a reward function's author needs, and how the run stands."""
+    if not failed.disk_full:
+        traceback.print_exception(failed.__cause__)
+    print(f"podsrl train: {failed}. {remedy}", file=sys.stderr)
+
+
+def _tell_result(result: dict[str, Any], folder: Path, console: "Console") -> None:
+    from podsrl.runs.training import describe
+
     if "gain_points" in result:
         before, after = (result[when]["accuracy_greedy"] for when in ("before", "after"))
         console.print(
@@ -109,16 +151,36 @@ def main(argv: list[str] | None = None) -> int:
             soft_wrap=True,
         )
     if result:
-        console.print(f"everything is in {run.folder}", soft_wrap=True)
-    return 0
+        console.print(f"everything is in {folder}", soft_wrap=True)
 
 
-def _prepare(argv: list[str], console):  # type: ignore[no-untyped-def]
+def _how_to_go_on(argv: list[str], folder: Path) -> str:
+    """The command that goes on from the newest whole checkpoint, where there is one."""
+    from podsrl.runs.checkpoints import newest_whole
+
+    if newest_whole(folder)[0] is None:
+        return f"No step is saved; to begin again: {_command(argv)}"
+    return f"To go on: {_resume_command(argv, folder)}"
+
+
+def _prepare(argv: list[str]) -> "Run":
+    from rich.console import Console
+
+    quieten()
+    from podsrl.runs.checks import read_yaml
     from podsrl.runs.settings import SettingsParser
     from podsrl.runs.training import prepare_run
 
-    arguments, config, model_config = SettingsParser().parse_args_and_config(_expand(argv))
-    return prepare_run(arguments, config, model_config, console)
+    words = _expand(argv)
+    recipe = None
+    if "--config" in words:
+        place = words.index("--config")
+        path = Path(*words[place + 1 : place + 2])
+        if not path.is_file():
+            raise ValueError(f"recipe {path} does not exist: give a YAML file, or flags only")
+        recipe = read_yaml(path)
+        del words[place : place + 2]
+    return prepare_run(*SettingsParser().parse(words, recipe), Console())
 
 
 def quieten() -> None:
@@ -137,14 +199,13 @@ def _expand(argv: list[str]) -> list[str]:
     if argv[:2] == ["--help", "all"]:
         return ["--help"]
     if not argv or argv[0].startswith("-"):
-        return argv
-    if not Path(argv[0]).is_file():
-        raise ValueError(f"recipe {argv[0]} does not exist: give a YAML file, or flags only")
+        return list(argv)
     return ["--config", *argv]
 
 
-def _headline(run) -> str:  # type: ignore[no-untyped-def]
+def _headline(run: "Run") -> str:
     config = run.config
+    assert config.generation_batch_size is not None
     prompts = config.generation_batch_size // config.num_generations
     return (
         f"{run.arguments.model} on {run.task.name}: {prompts} prompts x {config.num_rollouts} "
@@ -153,12 +214,17 @@ def _headline(run) -> str:  # type: ignore[no-untyped-def]
 
 
 def _resume_command(argv: list[str], folder: Path) -> str:
-    kept = [word for word in argv if word != "--resume"]
+    kept = [word for word in argv if word not in ("--resume", "--resume_with_changes")]
     if "--output_dir" in kept:
         kept[kept.index("--output_dir") + 1] = str(folder)
     else:
+        kept = [word for word in kept if not word.startswith("--output_dir=")]
         kept += ["--output_dir", str(folder)]
-    return " ".join(["podsrl train", *kept, "--resume"])
+    return _command([*kept, "--resume"])
+
+
+def _command(argv: list[str]) -> str:
+    return shlex.join(["podsrl", "train", *argv])
 
 
 if __name__ == "__main__":

@@ -5,19 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from podsrl.compare.presets import (
     OWN_SETTINGS,
     PRESETS,
     Settings,
     arm_settings,
-    check_names,
     check_settings,
 )
+from podsrl.runs.checks import check_names, read_yaml
 from podsrl.runs.folder import device_name, read_json, versions, write_json
 from podsrl.runs.settings import parse_settings
-from podsrl.runs.training import check_options, load_questions
+from podsrl.runs.training import check_options, fit_to_task, load_questions
 
 FIELDS = (
     "recipe",
@@ -30,6 +28,9 @@ FIELDS = (
 )
 QUESTION_SETTINGS = ("task", "task_arguments", "data", "train_limit", "evaluate_limit")
 DEFAULT_SEEDS = 8
+LONGEST_NAME = 100
+# What else is in the folder of a comparison.
+TAKEN_NAMES = ("comparison.json", "report")
 MARKS_PER_RUN = 4
 
 
@@ -102,10 +103,8 @@ def load_comparison(path: Path) -> Comparison:
     """
     if not path.is_file():
         raise ValueError(f"comparison {path} does not exist: give a YAML file")
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no mapping: write arms, training_seconds and so on")
-    check_names("field", content, FIELDS)
+    content = read_yaml(path)
+    check_names("field", content, FIELDS, "see docs/compare.md")
     base = _recipe(content.get("recipe") or {}, path.parent)
     arms = {name: arm_settings(name, changes, base) for name, changes in _arms(content).items()}
     seconds = _positive(content, "training_seconds")
@@ -175,9 +174,8 @@ def _recipe(recipe: Any, folder: Path) -> Settings:
         found = next((path for path in paths if path.is_file()), None)
         if found is None:
             raise ValueError(f"recipe {recipe} does not exist: give a recipe file, or a mapping")
-        recipe = yaml.safe_load(found.read_text(encoding="utf-8"))
-        if isinstance(recipe, dict):
-            recipe = {key: value for key, value in recipe.items() if key not in OWN_SETTINGS}
+        recipe = read_yaml(found)
+        recipe = {key: value for key, value in recipe.items() if key not in OWN_SETTINGS}
     if not isinstance(recipe, dict):
         raise ValueError(f"recipe is {recipe!r}: give a recipe file, or a mapping of settings")
     check_settings("recipe", recipe)
@@ -194,8 +192,11 @@ def _arms(content: Mapping[str, Any]) -> dict[str, Settings]:
             f"presets: {', '.join(PRESETS)}"
         )
     for name, changes in arms.items():
-        if not isinstance(name, str) or not name or set(name) & set("/\\ ,") or name[0] == ".":
-            raise ValueError(f"arm {name!r}: a name becomes a folder; use letters, digits, - and _")
+        if not _is_folder_name(name):
+            raise ValueError(
+                f"arm {str(name)[:60]!r}: a name becomes a folder; use letters, digits, - and _, "
+                f"at most {LONGEST_NAME}, and none of {', '.join(TAKEN_NAMES)}"
+            )
         if not isinstance(changes, dict | None):
             raise ValueError(f"arm {name} is {changes!r}: write a mapping of settings, or {{}}")
         if not changes and name not in PRESETS:
@@ -206,18 +207,26 @@ def _arms(content: Mapping[str, Any]) -> dict[str, Settings]:
     return {name: changes or {} for name, changes in arms.items()}
 
 
+def _is_folder_name(name: Any) -> bool:
+    if not isinstance(name, str) or not 0 < len(name) <= LONGEST_NAME:
+        return False
+    odd = set(name) & set("/\\ ,") or name[0] == "." or not name.isprintable()
+    return not odd and name not in TAKEN_NAMES
+
+
 def _check_arms(runs: Sequence[PlannedRun]) -> None:
-    seen: list[list[Any]] = []
+    loaded: dict[str, Any] = {}  # generating questions takes seconds
     for run in runs:
-        questions = [run.settings.get(name) for name in QUESTION_SETTINGS]
+        questions = str([run.settings.get(name) for name in QUESTION_SETTINGS])
         try:
             arguments, config, model_config = parse_settings(run.settings)
             check_options(arguments, config, model_config)
-            if questions not in seen:  # generating them takes seconds
-                load_questions(arguments, config.seed)
+            if questions not in loaded:
+                loaded[questions] = load_questions(arguments, config.seed)
+            task, rows = loaded[questions]
+            fit_to_task(config, task, len(rows))
         except ValueError as error:
             raise ValueError(f"arm {run.arm}: {error}") from error
-        seen.append(questions)
 
 
 def _check_known(what: str, given: Sequence[Any] | None, known: Sequence[Any]) -> None:

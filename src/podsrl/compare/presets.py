@@ -1,10 +1,10 @@
 """What an arm of a comparison is: a recipe, a preset, and changes."""
 
-import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from podsrl.runs.settings import setting_names
+from podsrl.runs.checks import check_names, check_values
+from podsrl.runs.settings import setting_names, setting_types
 from podsrl.trl.config import DEFAULT_ROLLOUTS_PER_KEPT, PODSConfig
 
 Settings = dict[str, Any]
@@ -84,22 +84,16 @@ def _grpo_ga(settings: Settings) -> Settings:
 
 
 def check_settings(where: str, settings: Settings) -> None:
-    """Raise `ValueError` for settings that a run does not have, or that are not an arm's."""
+    """Raise `ValueError` for settings that a run does not have or take, or that are no arm's."""
     own = [name for name in settings if name in OWN_SETTINGS]
     if own:
         raise ValueError(
             f"{where} sets {own[0]}, which the comparison sets for all runs alike: leave it out"
         )
-    check_names(f"setting of {where}", settings, sorted(setting_names()))
-
-
-def check_names(what: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
-    """Raise `ValueError` for the first name that is not known, with those close to it."""
-    for name in given:
-        if name not in known:
-            close = difflib.get_close_matches(str(name), known, 3)
-            hint = f"did you mean {' or '.join(close)}?" if close else "see docs/compare.md"
-            raise ValueError(f"unknown {what}: {name}; {hint}")
+    check_names(f"setting of {where}", settings, sorted(setting_names()), "see docs/compare.md")
+    # Text is read later, as the text of a flag is.
+    told = {name: value for name, value in settings.items() if not isinstance(value, str)}
+    check_values(told, setting_types())
 
 
 PRESETS: dict[str, Callable[[Settings], Settings]] = {

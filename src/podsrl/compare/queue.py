@@ -21,10 +21,11 @@ from typing import Any
 
 import yaml
 
-from podsrl.compare.claims import Claim, forget_claims, is_claimed, try_claim
 from podsrl.compare.comparison import PlannedRun
 from podsrl.runs.callbacks import WORKER
-from podsrl.runs.folder import write_json
+from podsrl.runs.checkpoints import STATE, checkpoints, newest_whole, step_of
+from podsrl.runs.claims import Claim, forget_claims, is_claimed, try_claim
+from podsrl.runs.folder import RUN_FILES, write_json
 
 OUTCOMES = ("finished", "failed", "stopped", "lost")
 REFRESH_SECONDS = 20.0
@@ -42,7 +43,9 @@ def state_of(run: PlannedRun) -> str:
         return "running"
     if (run.folder / "failed.json").exists():
         return "failed"
-    return "half done" if _checkpoint(run.folder) else "to do"
+    # Whether it is whole, too, is looked at when the run is taken: that reads all of it.
+    saved = any((path / STATE).exists() for path in checkpoints(run.folder))
+    return "half done" if saved else "to do"
 
 
 class Worker:
@@ -162,15 +165,17 @@ class Worker:
 
 def _prepare(run: PlannedRun) -> list[str]:
     """Write the recipe, clear away what an attempt without checkpoint left, name the command."""
-    for path in _checkpoints(run.folder, whole=False):
-        shutil.rmtree(path)
-    checkpoint = _checkpoint(run.folder)
+    checkpoint, _ = newest_whole(run.folder)
+    for path in checkpoints(run.folder):
+        if checkpoint is None or step_of(path) > step_of(checkpoint):
+            shutil.rmtree(path)
     (run.folder / "failed.json").unlink(missing_ok=True)
     if checkpoint is None:
-        for name in ("config.json", "metrics.jsonl", "curve.jsonl"):
-            (run.folder / name).unlink(missing_ok=True)
-        for name in ("before", "after"):
-            shutil.rmtree(run.folder / name, ignore_errors=True)
+        for name in (*RUN_FILES, "after"):
+            path = run.folder / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            path.unlink(missing_ok=True)
     recipe = run.folder / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(run.settings, sort_keys=False), encoding="utf-8")
     return train_command(run, resume=checkpoint is not None)
@@ -180,18 +185,6 @@ def train_command(run: PlannedRun, *, resume: bool) -> list[str]:
     """What trains the run, from the beginning or from its last checkpoint."""
     command = [sys.executable, "-m", "podsrl.cli", "train", str(run.folder / "recipe.yaml")]
     return [*command, *(["--resume"] if resume else [])]
-
-
-def _checkpoint(folder: Path) -> Path | None:
-    """The last checkpoint that was written to its end."""
-    paths = _checkpoints(folder, whole=True)
-    return max(paths, key=lambda path: int(path.name.split("-")[1]), default=None)
-
-
-def _checkpoints(folder: Path, *, whole: bool) -> list[Path]:
-    """Those written to their end, of which the trainer's state is, or those cut off before."""
-    paths = [path for path in folder.glob("checkpoint-*") if path.is_dir()]
-    return [path for path in paths if (path / "trainer_state.json").exists() == whole]
 
 
 def _tidy(run: PlannedRun) -> None:

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from podsrl.compare.comparison import Comparison, PlannedRun
 from podsrl.compare.queue import Worker, state_of
-from podsrl.runs.callbacks import STOP_SIGNALS
 from podsrl.runs.evaluations import read_curve
+from podsrl.runs.stop import STOP_SIGNALS
 
 
 def work_on(

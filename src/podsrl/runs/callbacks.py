@@ -1,10 +1,8 @@
 """Trainer callbacks of a run: metrics on disk, progress on screen, a stop that saves."""
 
 import os
-import signal
 import time
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -17,10 +15,15 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from podsrl.runs.clock import TrainingClock
 from podsrl.runs.folder import METRICS
 from podsrl.runs.json_lines import append_lines, keep_until
+from podsrl.runs.stop import Stop
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 WORKER = "PODSRL_WORKER"
 """Environment variable: the process without which this run, its child, must not go on."""
+
+
+def is_of_worker() -> bool:
+    """Whether a living worker of a comparison started this process; the claim is then its own."""
+    return os.environ.get(WORKER) == str(os.getppid())
 
 
 class MetricsFile(TrainerCallback):
@@ -115,48 +118,31 @@ class StepProgress(TrainerCallback):
 
 
 class StopAndSave(TrainerCallback):
-    """Ctrl-C ends the run after the step under way, with a checkpoint; a second one ends it now.
+    """Ends the run after the step under way, with a checkpoint, when any process was told to stop.
 
     So does the end of the worker of a comparison that started the run: another may then take it.
     """
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.stopped = False
-        self.previous: dict[signal.Signals, Any] = {}
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        self.previous = {number: signal.signal(number, self._stop) for number in STOP_SIGNALS}
-
-    def on_train_end(self, *_: Any, **__: Any) -> None:
-        self._restore()
+    def __init__(self, stop: Stop) -> None:
+        self.stop = stop
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        if self._anyone_stopped():
+        if anyone_stopped(self.stop):
             control.should_save = control.should_training_stop = True
         return control
 
-    def _anyone_stopped(self) -> bool:
-        """Whether a process was told to stop: all end after the same step, whoever heard first."""
-        state = PartialState()
-        worker = os.environ.get(WORKER)
-        if worker is not None and os.getppid() != int(worker):
-            self.stopped = True
-        if state.num_processes > 1:
-            told = torch.tensor(float(self.stopped), device=state.device)
-            self.stopped = bool(reduce(told, reduction="sum").item())
-        return self.stopped
 
-    def _stop(self, number: int, frame: FrameType | None) -> None:
-        self.stopped = True
-        self._restore()
-        self.console.print("stopping after this step; once more to stop at once, without saving")
-
-    def _restore(self) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
+def anyone_stopped(stop: Stop) -> bool:
+    """Whether a process was told to stop: all end after the same step, whoever heard first."""
+    state = PartialState()
+    if WORKER in os.environ and not is_of_worker():  # it has ended, and we were handed on
+        stop.asked = True
+    if state.num_processes > 1:
+        told = torch.tensor(float(stop.asked), device=state.device)
+        stop.asked = bool(reduce(told, reduction="sum").item())
+    return stop.asked
 
 
 def _number(value: float | None) -> str:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
@@ -29,6 +30,7 @@ from podsrl.evaluate import Evaluation, evaluate
 from podsrl.runs.clock import TrainingClock
 from podsrl.runs.json_lines import append_lines, keep_until, read_lines
 from podsrl.runs.settings import RunArguments
+from podsrl.runs.stop import Stop, Stopped
 from podsrl.tasks import Task
 from podsrl.trl.sampling import autocast_dtype, unwrapped_policy
 
@@ -68,6 +70,8 @@ class EvaluationCurve(TrainerCallback, ExportableState):
     The weights, the model's mode and all random states are left as they were, and the seconds are
     counted as evaluation. With several processes the main one evaluates and the others wait.
     `before/` and `after/` of the run folder receive the answers of the first and last evaluation.
+    The last one comes when the last step's checkpoint is saved. A signal to stop breaks an
+    evaluation off; a resumed run makes it up, with the weights that it was meant for.
 
     clock: must be among the trainer's callbacks, before this one.
     Raises `ValueError` where the weights are sharded over processes by FSDP.
@@ -81,6 +85,7 @@ class EvaluationCurve(TrainerCallback, ExportableState):
         task: Task,
         arguments: RunArguments,
         folder: Path,
+        stop: Stop | None = None,
     ) -> None:
         if trainer.is_fsdp_enabled:
             raise ValueError(
@@ -90,7 +95,8 @@ class EvaluationCurve(TrainerCallback, ExportableState):
         self.trainer, self.clock = trainer, clock
         self.task, self.arguments, self.folder = task, arguments, folder
         self.every: float = arguments.evaluate_every_seconds
-        self.last_seconds = 0.0
+        self.stop = stop or Stop()
+        self.measured_seconds = 0.0  # all marks up to here have their row
         self.rewards: dict[str, list[float]] = {name: [] for name in REWARDS}
         self._num_seen: dict[str, int] = {}
 
@@ -99,12 +105,20 @@ class EvaluationCurve(TrainerCallback, ExportableState):
     ) -> None:
         saved = (state.stateful_callbacks or {}).get(type(self).__name__)
         if state.global_step and isinstance(saved, dict):
-            self.last_seconds = self.clock.seconds["training"]
-            self.rewards = saved["attributes"]["rewards"]
+            attributes = saved["attributes"]
+            self.rewards = attributes["rewards"]
+            seconds = self.clock.seconds["training"]
+            self.measured_seconds = attributes.get("measured_seconds", seconds)
         if PartialState().is_main_process:
             keep_until(self.folder / CURVE, state.global_step)
         if not state.global_step:
             self._measure(state, [0.0], "before")
+            return
+        has_row, has_answers = self._found(state.global_step)
+        if has_row:  # written after the checkpoint was
+            self.measured_seconds = self.clock.seconds["training"]
+        ends = self.clock.spent or state.global_step >= state.max_steps
+        self._measure_due(state, is_last=ends and not (has_row and has_answers))
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         metrics = self.trainer._metrics["train"]
@@ -116,28 +130,61 @@ class EvaluationCurve(TrainerCallback, ExportableState):
         metrics = self.trainer._metrics["train"]
         for name, key in REWARDS.items():
             self.rewards[name] += metrics[key][self._num_seen[name] :]
-        seconds = self.clock.seconds["training"]
-        budget = self.clock.budget_seconds
-        marks: list[float | None] = [*marks_passed(self.last_seconds, seconds, self.every, budget)]
-        self.last_seconds = seconds
-        ends = self.clock.spent or state.global_step >= state.max_steps
-        if ends and not marks:
-            marks = [None]
-        if marks:
-            self._measure(state, marks, "after" if ends else None)
+        if not (self.clock.spent or state.global_step >= state.max_steps):
+            self._measure_due(state, is_last=False)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self.clock.spent or state.global_step >= state.max_steps:
+            self._measure_due(state, is_last=True)
 
     def state(self) -> dict[str, Any]:
-        return {"args": {}, "attributes": {"rewards": self.rewards}}
+        attributes = {"rewards": self.rewards, "measured_seconds": self.measured_seconds}
+        return {"args": {}, "attributes": attributes}
+
+    def _found(self, step: int) -> tuple[bool, bool]:
+        """Whether a row of this step, and the answers of a last evaluation, are there already."""
+        rows = read_curve(self.folder) if PartialState().is_main_process else []
+        found = [bool(rows) and rows[-1]["step"] == step, (self.folder / "after").is_dir()]
+        if PartialState().num_processes > 1:
+            broadcast_object_list(found)
+        return found[0], found[1]
+
+    def _measure_due(self, state: TrainerState, *, is_last: bool) -> None:
+        """Evaluate if marks have been passed since the last row, and where the run ends."""
+        passed = marks_passed(
+            self.measured_seconds,
+            self.clock.seconds["training"],
+            self.every,
+            self.clock.budget_seconds,
+        )
+        if passed or is_last:
+            self._measure(state, passed or [None], "after" if is_last else None)
 
     def _measure(self, state: TrainerState, marks: list[Any], folder: str | None) -> None:
         """Evaluate once, and write a row for each mark that this step has passed."""
+        done = True
         with self.clock.beside("evaluation"), untouched_random_state(), self._policy() as model:
             if PartialState().is_main_process:
-                evaluation = self._evaluate(model, folder)
-                row = self._row(evaluation, state.global_step)
-                append_lines(self.folder / CURVE, [{"mark_seconds": mark, **row} for mark in marks])
+                done = self._write(model, state, marks, folder)
             PartialState().wait_for_everyone()
-        self.rewards = {name: [] for name in REWARDS}
+        if done:
+            self.measured_seconds = self.clock.seconds["training"]
+            self.rewards = {name: [] for name in REWARDS}
+
+    def _write(self, model: Any, state: TrainerState, marks: list[Any], folder: str | None) -> bool:
+        """Evaluate and add the rows; False when a signal broke it off, which costs no step."""
+        try:
+            with self.stop.at_once():
+                evaluation = self._evaluate(model, folder)
+        except Stopped:
+            if not state.global_step:
+                raise
+            return False
+        row = self._row(evaluation, state.global_step)
+        append_lines(self.folder / CURVE, [{"mark_seconds": mark, **row} for mark in marks])
+        return True
 
     @contextmanager
     def _policy(self) -> Iterator[Any]:

@@ -21,16 +21,9 @@ from typing import Any
 from podsrl.runs.json_lines import read_lines
 
 METRICS = "metrics.jsonl"
+# Where one of them is, a run was begun: another would mix with it, or write over it.
+RUN_FILES = ("config.json", METRICS, "curve.jsonl", "rollouts.jsonl.gz", "result.json", "before")
 PACKAGES = ("podsrl", "torch", "transformers", "trl", "accelerate", "peft", "datasets")
-
-
-def free_folder(wanted: Path) -> Path:
-    """The wanted folder, or the first of wanted-2, wanted-3, ... that holds no run yet."""
-    folder, number = wanted, 1
-    while (folder / "config.json").exists():
-        number += 1
-        folder = wanted.with_name(f"{wanted.name}-{number}")
-    return folder
 
 
 def versions(device: str) -> dict[str, str]:
@@ -71,6 +64,7 @@ def settings_of(*sources: Any) -> dict[str, Any]:
     for source in sources:
         values = {field.name: getattr(source, field.name) for field in fields(source)}
         settings |= {key: value for key, value in values.items() if _is_plain(value)}
+    settings.pop("hub_token", None)  # a secret
     return settings
 
 

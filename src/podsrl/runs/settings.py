@@ -1,15 +1,19 @@
 """What a run is told: its own settings, and the parser of all, from flags or a mapping."""
 
+import functools
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, NoReturn, get_type_hints
 
 import torch
 from trl import ModelConfig, TrlParser
 
 from podsrl.models import DEFAULT_MODEL
+from podsrl.runs.checks import check_names, check_values
 from podsrl.runs.rollout_log import DEFAULT_LIMIT_MIB, MODES
+from podsrl.tasks.prompts import LONG_PROMPTS
 from podsrl.trl.config import PODSConfig
 
 # The others shape the learning rate by max_steps, which a run that ends by the clock never reaches.
@@ -79,14 +83,36 @@ class RunArguments(ClockArguments):
             f"(up to {DEFAULT_LIMIT_MIB:g} MiB a run), true (without limit), false."
         },
     )
+    long_prompts: str = field(
+        default="refuse",
+        metadata={
+            "help": "Questions that leave the model no room to answer: refuse (do not start), or "
+            "drop (leave them out)."
+        },
+    )
+    reward_timeout_seconds: float | None = field(
+        default=None,
+        metadata={
+            "help": "End the run when one call of a reward function takes longer. Default: 30 and "
+            "one more for each rollout."
+        },
+    )
     resume: bool = field(
-        default=False, metadata={"help": "Go on from the last checkpoint in --output_dir."}
+        default=False,
+        metadata={"help": "Go on from the newest whole checkpoint in --output_dir."},
+    )
+    resume_with_changes: bool = field(
+        default=False,
+        metadata={
+            "help": "Let --resume go on with settings that change training; config.json says from "
+            "which step."
+        },
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.task_arguments, str):
-            self.task_arguments = json.loads(self.task_arguments)
+            self.task_arguments = _json("task_arguments", self.task_arguments)
         if not isinstance(self.task_arguments, dict | None):
             raise ValueError(
                 f"task_arguments is {self.task_arguments!r}: write a mapping, as in "
@@ -96,6 +122,10 @@ class RunArguments(ClockArguments):
         if self.log_rollouts not in MODES:
             raise ValueError(
                 f"log_rollouts is {self.log_rollouts!r}: choose from {', '.join(MODES)}"
+            )
+        if self.long_prompts not in LONG_PROMPTS:
+            raise ValueError(
+                f"long_prompts is {self.long_prompts!r}: choose from {', '.join(LONG_PROMPTS)}"
             )
         if self.evaluate_limit < 0:
             raise ValueError(f"evaluate_limit is {self.evaluate_limit}: it must be 0 or more")
@@ -137,13 +167,44 @@ OWNERS = (RunArguments, PODSConfig, ModelConfig)
 
 
 class SettingsParser(TrlParser):
-    """TRL's parser over our fields and theirs, with our defaults and errors of one line."""
+    """TRL's parser over our fields and theirs, with our defaults, checks and errors of one line."""
 
     def __init__(self, prog: str = "podsrl train") -> None:
         super().__init__(OWNERS, prog=prog)
         self.set_defaults(**default_settings())
+        self._own_defaults = {action.dest: action.default for action in self._actions}
 
-    def error(self, message: str) -> None:
+    def parse(
+        self, words: Sequence[str], recipe: Mapping[str, Any] | None = None
+    ) -> tuple[RunArguments, PODSConfig, ModelConfig]:
+        """Return the settings of a recipe, over which those of the flags win.
+
+        Raises `ValueError` naming the setting and the remedy.
+        """
+        settings = dict(recipe or {})
+        environment = settings.pop("env", None) or {}  # as TRL's recipes have it
+        check_names("setting", settings, setting_names(), "podsrl train --help all lists them")
+        if not isinstance(environment, dict):
+            raise ValueError(f"env is {environment!r}: write a mapping of environment variables")
+        os.environ.update({name: str(value) for name, value in environment.items()})
+        self.set_defaults_with_config(**settings)
+        unknown = [word for word in self.parse_known_args(words)[1] if word.startswith("-")]
+        flags = [word.partition("=")[0] for word in unknown]
+        check_names("flag", flags, self._option_string_actions, "see podsrl train --help all")
+        arguments, config, model_config = self.parse_args_into_dataclasses(args=list(words))
+        return arguments, config, model_config
+
+    def parse_known_args(self, *args: Any, **options: Any) -> Any:
+        """As argparse does, and check what all settings are, wherever they were given."""
+        namespace, rest = super().parse_known_args(*args, **options)
+        given = vars(namespace)
+        # A default is right by definition, also where its field's type does not say so.
+        own = self._own_defaults
+        changed = {name: given[name] for name in given if given[name] != own.get(name, name)}
+        check_values(changed, setting_types())
+        return namespace, rest
+
+    def error(self, message: str) -> NoReturn:
         raise ValueError(message)
 
 
@@ -172,13 +233,20 @@ def parse_settings(settings: Mapping[str, Any]) -> tuple[RunArguments, PODSConfi
 
     Example: `parse_settings({"num_generations": 4})[1].num_rollouts == 16`.
     """
-    parser = SettingsParser()
-    unknown = set(settings) - setting_names()
-    if unknown:
-        raise ValueError(f"unknown settings: {', '.join(sorted(unknown))}")
-    parser.set_defaults_with_config(**settings)
-    arguments, config, model_config = parser.parse_args_into_dataclasses(args=[])
-    return arguments, config, model_config
+    return SettingsParser().parse([], settings)
+
+
+@functools.cache
+def setting_types() -> dict[str, Any]:
+    """The type of each setting, as its dataclass has it."""
+    return {name: hint for owner in OWNERS for name, hint in get_type_hints(owner).items()}
+
+
+def _json(name: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name} is {text!r}, which is not JSON: {error}") from error
 
 
 def _has_fast_bfloat16() -> bool:

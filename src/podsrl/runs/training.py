@@ -1,124 +1,91 @@
 """One training run from settings to result.json."""
 
-from dataclasses import dataclass
+import shutil
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset
-from rich.console import Console
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import get_last_checkpoint
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from podsrl.evaluate import Evaluation, evaluate
-from podsrl.models import load_model, load_tokenizer, resolve_model
+from podsrl.models import load_model, load_tokenizer
 from podsrl.progress import progress_bar
-from podsrl.runs.callbacks import MetricsFile, StepProgress, StopAndSave
-from podsrl.runs.clock import TrainingClock
-from podsrl.runs.evaluations import EvaluationCurve
-from podsrl.runs.folder import (
-    device_name,
-    free_folder,
-    phase_seconds,
-    read_json,
-    read_metrics,
-    settings_of,
-    versions,
-    write_json,
+from podsrl.runs.boundary import (
+    NothingToTrain,
+    StepBoundary,
+    StopBeforeStep,
+    TrainingFailed,
+    failure,
+    in_words,
 )
-from podsrl.runs.plot import plot_curve
+from podsrl.runs.callbacks import MetricsFile, StepProgress, StopAndSave, anyone_stopped
+from podsrl.runs.changes import ApplyChanges, fingerprint
+from podsrl.runs.checkpoints import step_of
+from podsrl.runs.claims import held
+from podsrl.runs.clock import TrainingClock
+from podsrl.runs.deadline import in_time
+from podsrl.runs.evaluations import EvaluationCurve
+from podsrl.runs.folder import RUN_FILES, device_name, read_json, settings_of, versions, write_json
+from podsrl.runs.prepare import Run, check_options, fit_to_task, load_questions, prepare_run
+from podsrl.runs.result import describe, plot_run, result_of
 from podsrl.runs.rollout_log import attach_log
-from podsrl.runs.settings import RunArguments, check_clock
-from podsrl.tasks import Task, load_task
-from podsrl.trl.config import PODSConfig
+from podsrl.runs.stop import Stop
+from podsrl.tasks.prompts import fit_prompts
 from podsrl.trl.trainer import PODSTrainer
 
+__all__ = [
+    "Run",
+    "TrainingFailed",
+    "check_options",
+    "describe",
+    "fit_to_task",
+    "load_questions",
+    "prepare_run",
+    "run_training",
+]
 
-@dataclass
-class Run:
-    """A run that has passed all checks that need no model."""
-
-    arguments: RunArguments
-    config: PODSConfig
-    model_config: ModelConfig
-    task: Task
-    rows: list[dict[str, Any]]
-    checkpoint: str | None
-    console: Console
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.config.output_dir)
-
-    @property
-    def draws_curve(self) -> bool:
-        """Whether training evaluates as it goes, before its first and after its last step too."""
-        return self.arguments.evaluate_every_seconds is not None
+# What a model, an accelerator or PODSTrainer says of settings that do not fit: still a mistake in
+# the input, as no step has been made of them.
+MISTAKES = (ValueError, OSError, NotImplementedError)
 
 
-def prepare_run(
-    arguments: RunArguments, config: PODSConfig, model_config: ModelConfig, console: Console
-) -> Run:
-    """Check task, data, model name and folder before anything expensive is loaded.
+def run_training(run: Run, stop: Stop | None = None) -> dict[str, Any] | None:
+    """Evaluate, train, save, evaluate again; returns what result.json holds, None if stopped.
 
-    Raises `ValueError` naming what is wrong; nothing has been written by then.
+    A stopped run has a checkpoint to go on from if it has finished a step. stop: what the process
+    is told by signals, from the moment that the caller chose.
+
+    Raises: `ValueError` and `OSError` for what only loading could find; a new run leaves nothing
+    behind then. `Stopped` where nothing is lost by it. `TrainingFailed` for everything that ends
+    training itself, after what could be saved was saved.
     """
-    check_options(arguments, config, model_config)
-    task, rows = load_questions(arguments, config.seed)
-    if config.reward_weights is None:
-        config.reward_weights = [task.reward_weights[name] for name in task.reward_funcs]
-    if config.early_stop and config.reward_bounds is None:
-        config.reward_bounds = list(task.bounds(config.reward_weights))
-    checkpoint = _prepare_folder(arguments, config)
-    return Run(arguments, config, model_config, task, rows, checkpoint, console)
+    stop = stop or Stop()
+    with held(run.claim):
+        try:
+            with stop.at_once():
+                trainer, tokenizer, boundary, clock = _load(run, stop)
+        except MISTAKES as error:
+            _leave_nothing(run)
+            raise ValueError(in_words(error, run.folder, named=False)) from error
+        except KeyboardInterrupt:
+            _leave_nothing(run)
+            raise
+        try:
+            _train(run, trainer)
+            return _finish(run, trainer, tokenizer, clock, stop)
+        except Exception as error:
+            failed = failure(error, boundary, run.folder)
+            _leave_nothing(run, boundary.step)
+            raise failed from error
+        except KeyboardInterrupt:
+            _leave_nothing(run, boundary.step)
+            raise
 
 
-def check_options(arguments: RunArguments, config: PODSConfig, model_config: ModelConfig) -> None:
-    """Check what takes no loading: the clock, and that there is such a model.
-
-    Raises `ValueError` naming what is wrong.
-    """
-    check_clock(arguments, config)
-    arguments.model = model_config.model_name_or_path or arguments.model
-    resolve_model(arguments.model)
-
-
-def load_questions(arguments: RunArguments, seed: int) -> tuple[Task, list[dict[str, Any]]]:
-    """Return the task and its training rows, having looked at the held-out ones, too.
-
-    Raises `ValueError` for a task, option or data that is not there.
-    """
-    options = arguments.task_arguments or {}
-    assert isinstance(options, dict)
-    task = load_task(arguments.task, data=arguments.data, seed=seed, **options)
-    rows = task.rows("train", arguments.train_limit)
-    if arguments.evaluate_limit:
-        task.rows("test", arguments.evaluate_limit)
-    return task, rows
-
-
-def _prepare_folder(arguments: RunArguments, config: PODSConfig) -> str | None:
-    """Pick the run folder, the same on all processes, and the checkpoint to go on from."""
-    wanted = Path(config.output_dir)
-    if arguments.resume:
-        checkpoint = get_last_checkpoint(str(wanted)) if wanted.is_dir() else None
-        if checkpoint is None:
-            raise ValueError(
-                f"--resume: {wanted} holds no checkpoint. Name the run's folder with --output_dir, "
-                "or leave --resume out to start anew."
-            )
-        return checkpoint
-    chosen = [str(free_folder(wanted))]
-    if PartialState().num_processes > 1:
-        broadcast_object_list(chosen)
-    config.output_dir = chosen[0]
-    return None
-
-
-def run_training(run: Run) -> dict[str, Any] | None:
-    """Evaluate, train, save, evaluate again; returns what result.json holds, None if stopped."""
+def _load(run: Run, stop: Stop) -> tuple[PODSTrainer, Any, StepBoundary, TrainingClock]:
+    """Load model and trainer, write what is run, and evaluate before the first step."""
     main, clock = PartialState().is_main_process, TrainingClock(run.arguments.training_seconds)
     tokenizer = load_tokenizer(run.arguments.model)
     model = load_model(
@@ -126,32 +93,89 @@ def run_training(run: Run) -> dict[str, Any] | None:
         dtype=run.model_config.dtype or "float32",
         **_model_options(run.model_config),
     )
+    _fit_prompts(run, model, tokenizer)
     if main:
-        write_json(
-            run.folder / "config.json", settings_of(run.model_config, run.config, run.arguments)
-        )
-        write_json(run.folder / "versions.json", versions(device_name(run.config.device)))
+        _write_settings(run)
         if not run.draws_curve and not (run.folder / "before" / "evaluation.json").exists():
             with clock.beside("evaluation"):  # a resumed run has it already
                 _evaluate(run, model, tokenizer, "before")
     PartialState().wait_for_everyone()
-    trainer, stop = _build_trainer(run, model, tokenizer, clock)
-    trainer.train(resume_from_checkpoint=run.checkpoint)
-    steps = trainer.state.global_step
-    if stop.stopped and steps < trainer.state.max_steps and not clock.spent:
+    trainer, boundary = _build_trainer(run, model, tokenizer, clock, stop)
+    return trainer, tokenizer, boundary, clock
+
+
+def _fit_prompts(run: Run, model: Any, tokenizer: Any) -> None:
+    """Leave out, or refuse, the questions that fill the model's context before it can answer."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if context is None:
+        return
+    run.rows, num_dropped = fit_prompts(
+        run.rows,
+        tokenizer,
+        context=context,
+        max_new_tokens=run.config.max_completion_length or 0,
+        policy=run.arguments.long_prompts,
+    )
+    if num_dropped:
+        run.console.print(f"{num_dropped} questions are too long for the model and left out")
+
+
+def _write_settings(run: Run) -> None:
+    """config.json and versions.json; a resumed run adds to what it changes, and from which step."""
+    path = run.folder / "config.json"
+    changes = read_json(path).get("changes", []) if path.is_file() else []
+    if run.changes:
+        assert run.checkpoint is not None
+        changes.append({"step": step_of(Path(run.checkpoint)), "settings": run.changes})
+    settings = settings_of(run.model_config, run.config, run.arguments)
+    write_json(path, settings | ({"changes": changes} if changes else {}))
+    write_json(run.folder / "versions.json", versions(device_name(run.config.device)))
+
+
+def _leave_nothing(run: Run, num_steps: int = 0) -> None:
+    """Remove what a run without a step has written, so that the corrected one gets its folder."""
+    if run.checkpoint is not None or num_steps or not PartialState().is_main_process:
+        return
+    for name in (*RUN_FILES, "versions.json", "README.md"):
+        path = run.folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)
+    others = [path for path in run.folder.glob("*") if not path.name.startswith("claim-")]
+    if run.claim is not None and not others:
+        shutil.rmtree(run.folder, ignore_errors=True)
+
+
+def _train(run: Run, trainer: PODSTrainer) -> None:
+    result = run.folder / "result.json"
+    if run.checkpoint is not None and result.is_file():  # prolonged: no longer the run's result
+        result.rename(result.with_name(f"result-{read_json(result)['steps']}.json"))
+    try:
+        trainer.train(resume_from_checkpoint=run.checkpoint)
+    except NothingToTrain:
+        return
+
+
+def _finish(
+    run: Run, trainer: PODSTrainer, tokenizer: Any, clock: TrainingClock, stop: Stop
+) -> dict[str, Any] | None:
+    """Save the model, evaluate it, write the result; None where training was told to stop."""
+    if anyone_stopped(stop):
         return None
+    main, steps = PartialState().is_main_process, trainer.state.global_step
     if run.arguments.save_model:
         with clock.beside("saving"):
             _save_model(trainer, run.folder / "model", tokenizer)
     if not main:
         return {}
-    del model
     if not run.draws_curve:
-        with clock.beside("evaluation"):
+        with clock.beside("evaluation"), stop.at_once():
             _evaluate(run, _trained_model(run, trainer), tokenizer, "after")
-    result = _result(run, steps, clock)
+    result = result_of(run, steps, clock)
     write_json(run.folder / "result.json", result)
-    _plot(run, steps)
+    plot_run(run, steps)
+    if run.config.save_strategy == "no":  # it was kept for this end alone
+        shutil.rmtree(run.folder / f"checkpoint-{steps}", ignore_errors=True)
     return result
 
 
@@ -171,12 +195,13 @@ def _model_options(model_config: ModelConfig) -> dict[str, Any]:
 
 
 def _build_trainer(
-    run: Run, model: Any, tokenizer: Any, clock: TrainingClock
-) -> tuple[PODSTrainer, StopAndSave]:
+    run: Run, model: Any, tokenizer: Any, clock: TrainingClock, stop: Stop
+) -> tuple[PODSTrainer, StepBoundary]:
     run.config.disable_tqdm = True
+    limit = run.arguments.reward_timeout_seconds
     trainer = PODSTrainer(
         model=model,
-        reward_funcs=list(run.task.reward_funcs.values()),
+        reward_funcs=[in_time(function, limit) for function in run.task.reward_funcs.values()],
         args=run.config,
         train_dataset=Dataset.from_list(run.rows),
         processing_class=tokenizer,
@@ -186,19 +211,33 @@ def _build_trainer(
     trainer.remove_callback(ProgressCallback)
     about = {"task": run.task.name, "model": run.arguments.model}
     attach_log(trainer, run.folder, run.arguments.log_rollouts, about=about)
+    # In this order: the clock knows the end, the boundary saves it, an evaluation is broken off by
+    # a stop, which counts in the same step, and a resumed run finds last that nothing is left.
     clock.attach(trainer)
+    boundary = StepBoundary(
+        trainer,
+        clock,
+        saves_end=run.outlasts_training,
+        about={"questions": fingerprint(run.rows)},
+    )
+    callbacks: list[Any] = [boundary, ApplyChanges(run.changes)]
     if run.draws_curve:
-        trainer.add_callback(
+        callbacks.append(
             EvaluationCurve(
-                trainer, clock, task=run.task, arguments=run.arguments, folder=run.folder
+                trainer,
+                clock,
+                task=run.task,
+                arguments=run.arguments,
+                folder=run.folder,
+                stop=stop,
             )
         )
-    stop = StopAndSave(run.console)
-    trainer.add_callback(stop)
-    trainer.add_callback(MetricsFile(run.folder))
+    callbacks += [StopAndSave(stop), MetricsFile(run.folder), StopBeforeStep(boundary)]
     if PartialState().is_main_process:
-        trainer.add_callback(StepProgress(run.console, clock))
-    return trainer, stop
+        callbacks.append(StepProgress(run.console, clock))
+    for callback in callbacks:
+        trainer.add_callback(callback)
+    return trainer, boundary
 
 
 def _evaluate(run: Run, model: Any, tokenizer: Any, when: str) -> None:
@@ -221,12 +260,6 @@ def _evaluate(run: Run, model: Any, tokenizer: Any, when: str) -> None:
     run.console.print(f"accuracy {when} training: {describe(accuracy)}")
 
 
-def describe(interval: dict[str, float]) -> str:
-    """A share with its 95 % interval in words: 30.1 % (24.8 to 36.0)."""
-    value, low, high = (100 * interval[key] for key in ("value", "low", "high"))
-    return f"{value:.1f} % ({low:.1f} to {high:.1f})"
-
-
 def _save_model(trainer: PODSTrainer, folder: Path, tokenizer: Any) -> None:
     """Save in safetensors that plain transformers loads; adapters are merged into the weights."""
     model = trainer.accelerator.unwrap_model(trainer.model)
@@ -238,42 +271,3 @@ def _save_model(trainer: PODSTrainer, folder: Path, tokenizer: Any) -> None:
     if trainer.accelerator.is_main_process:
         tokenizer.save_pretrained(folder)
     trainer.accelerator.wait_for_everyone()
-
-
-def _result(run: Run, steps: int, clock: TrainingClock) -> dict[str, Any]:
-    result: dict[str, Any] = {
-        "task": run.task.name,
-        "model": run.arguments.model,
-        "num_rollouts": run.config.num_rollouts,
-        "num_generations": run.config.num_generations,
-        "selection_rule": run.config.selection_rule,
-        "advantage_from": run.config.advantage_from,
-        "seed": run.config.seed,
-        "steps": steps,
-        "seconds": {
-            **phase_seconds(read_metrics(run.folder)),
-            **clock.seconds,
-            "wall": clock.wall_seconds(),
-        },
-        "versions": read_json(run.folder / "versions.json"),
-    }
-    evaluations = {
-        when: read_json(run.folder / when / "evaluation.json")
-        for when in ("before", "after")
-        if (run.folder / when / "evaluation.json").exists()
-    }
-    result |= evaluations
-    if len(evaluations) == 2:
-        before, after = (evaluations[when]["accuracy_greedy"] for when in ("before", "after"))
-        result["gain_points"] = 100 * (after["value"] - before["value"])
-        result["intervals_overlap"] = before["high"] >= after["low"]
-    return result
-
-
-def _plot(run: Run, steps: int) -> None:
-    accuracies = {}
-    for step, when in ((0, "before"), (steps, "after")):
-        path = run.folder / when / "evaluation.json"
-        if path.exists():
-            accuracies[step] = read_json(path)["accuracy_greedy"]
-    plot_curve(read_metrics(run.folder), accuracies, run.folder / "curve.png")

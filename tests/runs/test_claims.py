@@ -12,8 +12,17 @@ from typing import Any
 import psutil
 import pytest
 
-from podsrl.compare import claims
-from podsrl.compare.claims import Claim, forget_claims, is_claimed, machine, try_claim
+from podsrl.runs import claims
+from podsrl.runs.claims import (
+    TAKEN_OVER,
+    Claim,
+    forget_claims,
+    held,
+    is_claimed,
+    machine,
+    owner,
+    try_claim,
+)
 
 NUM_PROCESSES, NUM_RUNS = 8, 25
 
@@ -142,3 +151,33 @@ def test_claims_of_a_finished_run_are_forgotten(tmp_path: Path) -> None:
     write_claim(tmp_path, 1), write_claim(tmp_path, 12)
     forget_claims(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_claim_that_is_held_stays_fresh_and_is_forgotten_at_the_end(tmp_path: Path) -> None:
+    claim = try_claim(tmp_path)
+    assert claim is not None
+    os.utime(claim.path, (0, 0))
+    with held(claim, every_seconds=0.01):
+        deadline = time.monotonic() + 10
+        while claim.path.stat().st_mtime == 0 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert claim.path.stat().st_mtime > 0
+        assert owner(tmp_path).startswith(f"process {os.getpid()} on host ")
+    assert not list(tmp_path.glob("claim-*"))
+
+
+def test_a_process_whose_claim_was_followed_ends_and_writes_no_more(tmp_path: Path) -> None:
+    """As after a machine slept for long: another host has made the next claim meanwhile."""
+    script = """
+import pathlib, sys, time
+from podsrl.runs.claims import held, try_claim
+folder = pathlib.Path(sys.argv[1])
+claim = try_claim(folder)
+with held(claim, every_seconds=0.05):
+    (folder / "claim-2.json").write_text("{}")
+    time.sleep(60)
+    (folder / "written").touch()
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], timeout=50)
+    assert done.returncode == TAKEN_OVER
+    assert (tmp_path / "claim-2.json").exists() and not (tmp_path / "written").exists()

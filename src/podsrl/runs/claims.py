@@ -1,4 +1,4 @@
-"""Who works on a run: claims in its folder, so that workers on any host can share a comparison.
+"""Who works on a run: claims in its folder, so that no two processes, on any hosts, share one.
 
 A claim is the file claim-K.json, made with O_EXCL: of all that try, one succeeds. A claim is never
 removed to make room, because two workers that both saw it go stale could then each hold a claim.
@@ -8,8 +8,11 @@ Instead claim K + 1 follows a stale or released claim K, and again one worker al
 import json
 import os
 import socket
+import threading
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,9 @@ from typing import Any
 import psutil
 
 STALE_SECONDS = 600.0
+REFRESH_SECONDS = 60.0
+TAKEN_OVER = 75
+"""Exit status of a process whose run another host has taken over meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,10 @@ class Claim:
 
     def refresh(self) -> bool:
         """Say that the holder is alive; False when another worker has taken the run over."""
-        os.utime(self.path)
+        try:
+            os.utime(self.path)
+        except FileNotFoundError:  # taken over, ended there and forgotten
+            return False
         return _number(self.path) == max(_numbers(self.path.parent))
 
     def name_process(self, pid: int) -> None:
@@ -70,8 +79,46 @@ def is_claimed(folder: Path, *, stale_seconds: float = STALE_SECONDS) -> bool:
     return bool(last) and not _is_over(_path(folder, last), stale_seconds)
 
 
+def owner(folder: Path) -> str:
+    """Who has the run of this folder, for people to read.
+
+    Example: "process 4711 on host gpu-3".
+    """
+    last = max(_numbers(folder), default=0)
+    try:
+        holder = json.loads(_path(folder, last).read_text(encoding="utf-8"))
+        return f"process {holder['worker']['pid']} on host {holder['host']}"
+    except (OSError, ValueError, KeyError):  # released, forgotten or being written this moment
+        return "another process"
+
+
+@contextmanager
+def held(claim: Claim | None, *, every_seconds: float = REFRESH_SECONDS) -> Iterator[None]:
+    """Keep the claim fresh while the body runs, and forget it when the body has ended."""
+    if claim is None:
+        yield
+        return
+    ended = threading.Event()
+
+    def refresh() -> None:
+        # Followed by another host's: after a sleep of more than `STALE_SECONDS`. Nobody may ask
+        # what is lost then, as two processes that write into one folder lose all.
+        while not ended.wait(every_seconds):
+            if not claim.refresh():
+                os._exit(TAKEN_OVER)
+
+    thread = threading.Thread(target=refresh, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        forget_claims(claim.path.parent)
+
+
 def forget_claims(folder: Path) -> None:
-    """Remove all claims of a run that has its result: nobody asks for it any more."""
+    """Remove all claims of a run that is over: who claims it later looks at its files anew."""
     for number in _numbers(folder):
         _path(folder, number).unlink(missing_ok=True)
 

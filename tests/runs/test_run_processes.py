@@ -1,0 +1,87 @@
+"""Several processes: one that fails ends them all, and the same number goes on to the same bits."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from helpers.tiny_runs import flags, learned, same_model
+from podsrl.runs.checkpoints import newest_whole, num_processes_of
+
+SCRIPT = Path(__file__).resolve().parents[1] / "helpers" / "train_processes.py"
+LAUNCH = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def train(how: str, words: list[str]) -> tuple[int, str, float]:
+    """Status, what was printed, and seconds from the second step's line to the end."""
+    root = SCRIPT.parents[1]
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(root.parent / "src"), str(root)]),
+    }
+    process = subprocess.Popen(
+        [sys.executable, *LAUNCH, str(SCRIPT), how, *words],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    lines, since = [], time.monotonic()
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("step 2/"):
+            since = time.monotonic()
+    status = process.wait(timeout=300)
+    return status, "".join(lines), time.monotonic() - since
+
+
+@pytest.fixture(scope="module")
+def words(tiny_folder: str, sums: Path) -> list[str]:
+    more = {"per_device_train_batch_size": 4, "evaluate_limit": 0, "reward_timeout_seconds": 3}
+    return flags(tiny_folder, sums, Path("run"), **more)
+
+
+@pytest.fixture(scope="module")
+def whole(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("processes") / "run"
+    status, shown, _ = train("none", [*words, "--output_dir", str(folder)])
+    assert status == 0, shown
+    return folder
+
+
+@pytest.mark.parametrize("how", ["hang", "kill", "raise"])
+def test_one_that_fails_ends_all_and_the_run_goes_on(
+    how: str, words: list[str], whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second process of two fails in step 3, after the checkpoint of step 2."""
+    own = [*words, "--output_dir", str(tmp_path / "run")]
+    status, shown, seconds = train(how, own)
+    assert status != 0 and seconds < 60, shown
+    checkpoint, _ = newest_whole(tmp_path / "run")
+    assert checkpoint is not None and checkpoint.name == "checkpoint-2", shown
+    assert num_processes_of(checkpoint) == 2
+    if how == "hang":
+        assert "took over 3 seconds" in shown
+    if how != "raise":
+        return
+    status, shown, _ = train("none", [*own, "--resume"])
+    assert status == 0, shown
+    assert same_model(tmp_path / "run" / "model", whole / "model")
+    assert learned(tmp_path / "run") == learned(whole)
+
+
+def test_another_number_of_processes_is_told(
+    words: list[str], whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from podsrl.cli.train import main
+
+    (whole / "result.json").unlink()
+    assert main([*words, "--output_dir", str(whole), "--resume"]) == 2
+    assert "number of processes 2 -> 1" in capsys.readouterr().err
