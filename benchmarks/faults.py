@@ -11,8 +11,8 @@ they need; what a run leaves is compared with the uninterrupted run: weights, me
 evaluations, all bits.
 
 Each attempt is a line of --log as soon as it is done. Ctrl-C keeps them, and the same command goes
-on; attempts of another commit are made anew. At the end the JSON is written from the log: attempts
-and failures of every row, and the first failures in words.
+on; attempts with other code in src/podsrl are made anew. At the end the JSON is written from the
+log: attempts and failures of every row, and the first failures in words.
 """
 
 import argparse
@@ -54,19 +54,19 @@ def main(argv: list[str] | None = None) -> int:
     """Make the attempts that are missing in the log, and write the JSON."""
     options = build_parser().parse_args(argv)
     os.environ |= SURROUNDINGS
-    commit = commit_of_code()
+    code = code_under_test()
     rows = {name: ROWS[name] for name in options.rows or ROWS}
     try:
-        make_attempts(rows, options, commit)
+        make_attempts(rows, options, code)
     except KeyboardInterrupt:
         print(f"\nstopped; what is done is in {options.log}, and the same command goes on")
         return 130
-    summary = summarise(read_log(options.log, commit), commit)
+    summary = summarise(read_log(options.log, code), code)
     if options.before:
         earlier = summarise(read_log(options.log, options.before), options.before)
         counts = ("attempts", "failures")
         rows_before = {n: {key: row[key] for key in counts} for n, row in earlier["rows"].items()}
-        summary["before"] = {"commit": options.before, "rows": rows_before}
+        summary["before"] = {"code": options.before, "rows": rows_before}
     if options.output:
         Path(options.output).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     for name in rows:
@@ -96,15 +96,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--output", metavar="JSON", help="for example benchmarks/faults.json")
     parser.add_argument(
-        "--before", metavar="COMMIT", help="add the counts of this commit, if they are in the log"
+        "--before", metavar="CODE", help="add the counts of this code, as the log names it"
     )
     return parser
 
 
-def make_attempts(rows: dict[str, Row], options: argparse.Namespace, commit: str) -> None:
+def make_attempts(rows: dict[str, Row], options: argparse.Namespace, code: str) -> None:
     """Make what the log lacks of each row, and log it."""
     options.log.parent.mkdir(parents=True, exist_ok=True)
-    done = {(line["row"], line["number"]) for line in read_log(options.log, commit)}
+    done = {(line["row"], line["number"]) for line in read_log(options.log, code)}
     wanted = [
         (name, number)
         for name, row in rows.items()
@@ -119,7 +119,7 @@ def make_attempts(rows: dict[str, Row], options: argparse.Namespace, commit: str
     try:
         for count, (name, number) in enumerate(wanted, 1):
             verdict = attempt_once(bench, name, number)
-            line = {"row": name, "number": number, "commit": commit, **vars(verdict)}
+            line = {"row": name, "number": number, "code": code, **vars(verdict)}
             with options.log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
             left = (time.perf_counter() - start) / count * (len(wanted) - count) / 60
@@ -143,16 +143,16 @@ def attempt_once(bench: Bench, name: str, number: int) -> Verdict:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def read_log(path: Path, commit: str) -> list[dict[str, Any]]:
-    """The attempts of this commit; a line torn by a kill is none."""
+def read_log(path: Path, code: str) -> list[dict[str, Any]]:
+    """The attempts with this code; a line torn by a kill is none."""
     if not path.exists():
         return []
     whole, _, _ = path.read_text("utf-8").rpartition("\n")
     lines = [json.loads(line) for line in whole.splitlines()]
-    return [line for line in lines if line["commit"] == commit]
+    return [line for line in lines if line["code"] == code]
 
 
-def summarise(lines: list[dict[str, Any]], commit: str) -> dict[str, Any]:
+def summarise(lines: list[dict[str, Any]], code: str) -> dict[str, Any]:
     """Attempts and failures of every row."""
     rows = {}
     for name, row in ROWS.items():
@@ -172,7 +172,7 @@ def summarise(lines: list[dict[str, Any]], commit: str) -> dict[str, Any]:
                 for line in failed[:SHOWN_FAILURES]
             ],
         }
-    return {"commit": commit, "rows": rows}
+    return {"code": code, "rows": rows}
 
 
 def describe(name: str, row: dict[str, Any]) -> str:
@@ -183,16 +183,22 @@ def describe(name: str, row: dict[str, Any]) -> str:
     return "\n".join([line, *(f"    {failure}" for failure in row["first_failures"])])
 
 
-def commit_of_code() -> str:
-    """The commit of the podsrl that is imported, with a mark where files differ from it."""
+def code_under_test() -> str:
+    """The git tree of the podsrl that is imported, with a + where files differ from it.
+
+    Other files of the repository, such as the docs, do not change it; `git rev-parse
+    COMMIT:src/podsrl` tells the tree of a commit.
+    """
     spec = importlib.util.find_spec("podsrl")
     assert spec is not None and spec.origin is not None
     folder = str(Path(spec.origin).parent)
-    command = ["git", "-C", folder, "describe", "--always", "--abbrev=12"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    changed = ["git", "-C", folder, "status", "--porcelain", "."]
-    dirty = subprocess.run(changed, capture_output=True, text=True, check=False).stdout.strip()
-    return (found.stdout.strip() or "unknown") + ("+" if dirty else "")
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", folder, *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    tree = git("rev-parse", "--short=12", "HEAD:./") or "unknown"
+    return tree + ("+" if git("status", "--porcelain", ".") else "")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,9 @@ from fault_rows import answers, damage, data, kills, misuse, moments, outcome, r
 from fault_rows.case import spread
 from fault_rows.server import Ended
 
+from helpers.arms import ROWS, write_comparison
+from podsrl.cli import main
+
 PLANNED = {
     ("kill", "kill_checkpoint", "kill_model", "kill_evaluation"): 300, ("damage",): 50,
     ("recipes",): 100, ("data",): 60, ("misuse",): 60, ("rewards",): 40, ("answers",): 40,
@@ -92,10 +95,10 @@ def test_moments_are_told_apart() -> None:
     assert [third(0, "open run/metrics.jsonl") for _ in range(4)] == [False, False, True, False]
 
 
-def test_the_log_is_read_up_to_a_torn_line_and_for_one_commit(tmp_path: Path) -> None:
+def test_the_log_is_read_up_to_a_torn_line_and_for_one_code(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
-    line = {"row": "kill", "number": 0, "commit": "a", "failure": None, "outcome": "resumed"}
-    lines = [line, {**line, "number": 1, "failure": "hung"}, {**line, "commit": "b", "number": 2}]
+    line = {"row": "kill", "number": 0, "code": "a", "failure": None, "outcome": "resumed"}
+    lines = [line, {**line, "number": 1, "failure": "hung"}, {**line, "code": "b", "number": 2}]
     log.write_text("".join(json.dumps(entry) + "\n" for entry in lines) + '{"row": "ki')
     assert faults.read_log(tmp_path / "none.jsonl", "a") == []
     read = faults.read_log(log, "a")
@@ -111,3 +114,13 @@ def test_help_names_every_row(capsys: pytest.CaptureFixture[str]) -> None:
         faults.main(["--help"])
     text = capsys.readouterr().out
     assert all(name in text for name in faults.ROWS) and "Ctrl-C keeps them" in text
+
+
+def test_a_report_bears_dollars_in_names_and_a_torn_line(tmp_path: Path) -> None:
+    """A $ is no mathematics; the last line of a comparison under way may be half written."""
+    arms = {name: ROWS["grpo"] for name in ("grpo", "$$", "$\\frac{$")}
+    folder = write_comparison(tmp_path / "arms", arms)
+    with (folder / "grpo/seed-0/curve.jsonl").open("a") as file:
+        file.write('{"mark_seconds": 12, "acc')
+    assert main(["report", str(folder)]) == 0
+    assert "$\\frac{$" in (folder / "report/report.html").read_text("utf-8")
