@@ -3,10 +3,12 @@
     python benchmarks/packed.py --output benchmarks/packed.json
 
 Arms: `padded` (TRL's call), `dense` (packed row, S x S mask), `shared` (packed row, attention per
-prompt and per completion), `alone` (as `shared`, but every rollout brings its own prompt: what is
-won without sharing). Each size runs all arms in turn, `--repeats` times; the JSON holds medians,
-their ratios to `padded`, tokens read, and the largest difference of log-probs in nats. On a machine
-that others use, compare processor seconds under OMP_NUM_THREADS=1; they leave out waiting.
+prompt and per completion, causal order in the place of masks), `masked` (as `shared`, but with the
+masks that hide padding), `alone` (as `shared`, but every rollout brings its own prompt: what is won
+without sharing). Each size runs all arms in turn, `--repeats` times; the JSON holds medians, their
+ratios to `padded`, tokens read, the bytes that attention's masks take until the backward pass, and
+the largest difference of log-probs in nats. On a machine that others use, compare processor seconds
+under OMP_NUM_THREADS=1; they leave out waiting.
 """
 
 import argparse
@@ -23,22 +25,35 @@ from torch import Tensor
 from trl.trainer.utils import add_fused_lm_head
 
 from podsrl.models import load_model
-from podsrl.packing.attention import SHARED_PREFIX
+from podsrl.packing import attention
+from podsrl.packing.attention import MAX_LENGTHS, SHARED_PREFIX
 from podsrl.packing.log_probs import packed_log_probs
 from podsrl.packing.pack import pack
 
-ARMS = {"padded": "sdpa", "dense": "sdpa", "shared": SHARED_PREFIX, "alone": SHARED_PREFIX}
-SIZES = {  # prompts, kept rollouts of each, prompt tokens, completion tokens at most, at least
+ARMS = {
+    "padded": "sdpa",
+    "dense": "sdpa",
+    "shared": SHARED_PREFIX,
+    "masked": SHARED_PREFIX,
+    "alone": SHARED_PREFIX,
+}
+# Prompts, kept rollouts of each, prompt tokens, completion tokens at most, at least. "~": the last
+# prompt has all its tokens, the others fewer and fewer, down to half.
+SIZES = {
     "4 x 4, 48 + 20": (4, 4, 48, 20, 20),
     "4 x 4, 48 + 6..24": (4, 4, 48, 24, 6),
     "1 x 16, 48 + 20": (1, 16, 48, 20, 20),
     "1 x 8, 150 + 100": (1, 8, 150, 100, 100),
     "1 x 8, 150 + 200": (1, 8, 150, 200, 200),
     "1 x 8, 16 + 200": (1, 8, 16, 200, 200),
+    "1 x 8, 512 + 1024": (1, 8, 512, 1024, 1024),
+    "4 x 4, ~512 + 512": (4, 4, 512, 512, 512),
 }
 
 
-def make_batch(size: tuple[int, int, int, int, int], vocabulary: int) -> tuple[Tensor, ...]:
+def make_batch(
+    size: tuple[int, int, int, int, int], vocabulary: int, *, unequal: bool = False
+) -> tuple[Tensor, ...]:
     """Random prompts and completions in TRL's padded layout, and each row's prompt number."""
     num_prompts, num_kept, width, longest, shortest = size
     generator = torch.Generator().manual_seed(0)
@@ -49,7 +64,9 @@ def make_batch(size: tuple[int, int, int, int, int], vocabulary: int) -> tuple[T
     lengths = torch.randint(shortest, longest + 1, (len(group), 1), generator=generator)
     mask = (torch.arange(longest) < lengths).long()
     mask[0] = 1
-    return prompts, torch.ones_like(prompts), completions, mask, group
+    missing = torch.arange(num_prompts).flip(0) * width // (2 * max(1, num_prompts - 1))
+    filled = torch.arange(width) >= (missing if unequal else missing * 0)[group][:, None]
+    return prompts, filled.long(), completions, mask, group
 
 
 def log_probs(arm: str, model: Any, batch: tuple[Tensor, ...]) -> tuple[Tensor, int]:
@@ -70,8 +87,26 @@ def measure(arm: str, model: Any, batch: tuple[Tensor, ...], bf16: bool) -> dict
     """Seconds of one forward and backward pass, with what it computed."""
     model.set_attn_implementation(ARMS[arm])
     model.zero_grad(set_to_none=True)
+    attention.MAX_LENGTHS = 0 if arm == "masked" else MAX_LENGTHS
+    masks: dict[int, int] = {}
+    config = model.config
+    head_size = (
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
+
+    def note(saved: Tensor) -> Tensor:
+        # Masks are what attention keeps without a gradient, as wide as there are keys; rotations
+        # are as wide as a head.
+        is_mask = saved.is_floating_point() and saved.ndim == 4 and not saved.requires_grad
+        if is_mask and saved.shape[-1] != head_size:
+            masks[saved.untyped_storage().data_ptr()] = saved.untyped_storage().nbytes()
+        return saved
+
     start, cpu_start = time.perf_counter(), time.process_time()
-    with torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext():
+    with (
+        torch.autocast("cpu", torch.bfloat16) if bf16 else nullcontext(),
+        torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved),
+    ):
         values, num_tokens = log_probs(arm, model, batch)
     forward = time.perf_counter()
     values.sum().backward()
@@ -81,6 +116,7 @@ def measure(arm: str, model: Any, batch: tuple[Tensor, ...], bf16: bool) -> dict
         "cpu_seconds": time.process_time() - cpu_start,
         "forward_seconds": forward - start,
         "num_tokens": num_tokens,
+        "mask_bytes": sum(masks.values()),
         "values": values.detach(),
     }
 
@@ -93,7 +129,7 @@ def compare(model: Any, batch: tuple[Tensor, ...], bf16: bool, repeats: int) -> 
         runs = [timed[arm] for timed in rounds[1:]]
         result[arm] = {
             key: statistics.median(run[key] for run in runs)
-            for key in ("seconds", "cpu_seconds", "forward_seconds", "num_tokens")
+            for key in ("seconds", "cpu_seconds", "forward_seconds", "num_tokens", "mask_bytes")
         }
         error = (runs[0]["values"] - truth).abs().max().item()
         result[arm]["max_log_prob_difference"] = error
@@ -126,7 +162,7 @@ def main() -> None:
         "results": {},
     }
     for name in args.sizes:
-        batch = make_batch(SIZES[name], model.config.vocab_size)
+        batch = make_batch(SIZES[name], model.config.vocab_size, unequal="~" in name)
         for precision in ("float32", "bf16 autocast"):
             result = compare(model, batch, precision != "float32", args.repeats)
             report["results"][f"{name}, {precision}"] = result

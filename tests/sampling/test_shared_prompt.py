@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM
 
 from helpers.tiny import FAMILIES, SIZES, make_model
+from podsrl.packing.attention import use_shared_prefix
 from podsrl.sampling import sample as sampling
 from podsrl.sampling import shared_prompt
 from podsrl.sampling.cache import RolloutCache, RolloutLayer
@@ -153,10 +154,17 @@ def test_prompts_are_stored_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sizes == [3 * 12 * 16] * 2 + [27 * 16 * 16] * 2
 
 
+@pytest.mark.parametrize("packed", [False, True])
 def test_the_model_attends_as_before_afterwards_also_after_an_error(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, packed: bool
 ) -> None:
     model = make_model().eval()
+    if packed:
+        assert use_shared_prefix(model)
+    before = model.config._attn_implementation
+    expected = run(monkeypatch, model, False).completion_ids
+    assert run(monkeypatch, model, True).completion_ids == expected
+    assert model.config._attn_implementation == before
 
     def fail(*_: Any, **__: Any) -> None:
         assert model.config._attn_implementation == shared_prompt.SHARED_PROMPT
@@ -165,7 +173,7 @@ def test_the_model_attends_as_before_afterwards_also_after_an_error(
     monkeypatch.setattr(sampling, "next_logits", fail)
     with pytest.raises(KeyError):
         run(monkeypatch, model, True)
-    assert model.config._attn_implementation == "sdpa"
+    assert model.config._attn_implementation == before
 
 
 def test_attention_with_other_terms_is_refused() -> None:
