@@ -14,10 +14,11 @@ from torch import Tensor
 from podsrl.core.combine import combine
 from podsrl.models import load_model, load_tokenizer
 from podsrl.plan.noise import Group, Noise, measure_noise
-from podsrl.runs.settings import parse_settings
+from podsrl.runs.settings import RunArguments, parse_settings
 from podsrl.runs.training import load_questions
 from podsrl.sampling.complete import complete, plain_config
 from podsrl.tasks.base import Row, Task
+from podsrl.trl.config import PODSConfig
 
 ROWS_AT_A_TIME = 128
 
@@ -55,8 +56,8 @@ def run_pilot(recipe: Mapping[str, Any], num_prompts: int, num_rollouts: int) ->
     """Sample as the recipe's training would at its start, reward, and measure rho.
 
     The prompts are drawn from the training rows by the recipe's seed. Sampling is our sampler's or
-    `generate`, with the recipe's temperature, top_p, top_k and length limit; adapters, that change
-    nothing before training, are left out, and quantization is read as the recipe says it.
+    `generate`, with the recipe's temperature, top_p, top_k and length limit. Adapters, which change
+    nothing before training, and quantization are left out.
 
     Raises:
         ValueError: fewer than 1 prompt or 2 rollouts, and whatever the recipe's task and model say.
@@ -67,17 +68,48 @@ def run_pilot(recipe: Mapping[str, Any], num_prompts: int, num_rollouts: int) ->
             "least; --pilot 0 leaves it out"
         )
     start = time.perf_counter()
-    arguments, config, model_config = parse_settings(recipe)
+    settings = parse_settings(recipe)
+    arguments, config, _ = settings
     task, rows = load_questions(arguments, config.seed)
     drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.seed))
     rows = [rows[i] for i in drawn[:num_prompts].tolist()]
+    model, tokenizer = _load(*settings)
+    prompt_ids, completion_ids = _sample(model, tokenizer, task, rows, num_rollouts, config)
+    texts = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
+    rewards_PR = score(task, rows, texts, completion_ids, config.reward_weights).double()
+    has_all_P = ~rewards_PR.isnan().any(1)
+    groups = [
+        Group(prompt_ids[p], completion_ids[p * num_rollouts : (p + 1) * num_rollouts], rewards)
+        for p, rewards in enumerate(rewards_PR)
+        if has_all_P[p]
+    ]
+    noise = measure_noise(
+        model, groups, temperature=config.temperature, per_token=config.loss_type == "grpo"
+    )
+    seconds, num_failed = time.perf_counter() - start, int((~has_all_P).sum())
+    return Pilot(rewards_PR[has_all_P], noise, len(rows), num_rollouts, num_failed, seconds)
+
+
+def _load(arguments: RunArguments, config: PODSConfig, model_config: Any) -> tuple[Any, Any]:
     name = model_config.model_name_or_path or arguments.model
-    tokenizer = load_tokenizer(name)
-    model = load_model(name, dtype=model_config.dtype or "float32").to(config.device)
+    model = load_model(name, dtype=model_config.dtype or "float32")
+    return model.to(config.device), load_tokenizer(name)
+
+
+def _sample(
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    rows: Sequence[Row],
+    num_rollouts: int,
+    config: PODSConfig,
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Tokens of the prompts, and of `num_rollouts` completions of each, prompt by prompt."""
     texts = [
         tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
         for row in rows
     ]
+    # The template has written the special tokens already.
     prompt_ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
     generation = plain_config(
         model,
@@ -95,24 +127,7 @@ def run_pilot(recipe: Mapping[str, Any], num_prompts: int, num_rollouts: int) ->
         seed=config.seed,
         report=lambda _: None,
     )
-    completion_ids = [tokens for tokens, _ in completions]
-    texts = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
-    rewards_PR = score(task, rows, texts, completion_ids, config.reward_weights).double()
-    has_all_P = ~rewards_PR.isnan().any(1)
-    groups = [
-        Group(prompt_ids[p], completion_ids[p * num_rollouts : (p + 1) * num_rollouts], rewards)
-        for p, rewards in enumerate(rewards_PR)
-        if has_all_P[p]
-    ]
-    noise = measure_noise(
-        model,
-        groups,
-        temperature=config.temperature,
-        per_token=config.loss_type == "grpo",
-    )
-    seconds = time.perf_counter() - start
-    num_failed = int((~has_all_P).sum())
-    return Pilot(rewards_PR[has_all_P], noise, len(rows), num_rollouts, num_failed, seconds)
+    return prompt_ids, [tokens for tokens, _ in completions]
 
 
 def score(
