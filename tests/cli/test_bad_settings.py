@@ -51,6 +51,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"save_strategy": False}, "YAML reads yes, no, on and off as true and false"),
     ({"loss_type": "ppo"}, "loss_type is 'ppo': choose from grpo"),
     ({"reward_weights": [1.0, 2.0]}, "reward_weights has 2 numbers, but arithmetic has 1"),
+    ({"reward_weights": [float("nan")]}, "reward_weights is [nan]: its numbers must be finite"),
     ({"reward_weights": 1.0}, "reward_weights is 1.0: it must be a list"),
     ({"train_limit": 1}, "a generation batch takes 2 prompts, but arithmetic has 1"),
     ({"nmu_rollouts": 8}, "unknown setting: nmu_rollouts; did you mean num_rollouts"),
@@ -166,6 +167,16 @@ def test_a_backend_that_is_not_installed_is_told(
     recipe.write_text(yaml.safe_dump({**RECIPE, "report_to": missing}))
     error = told(["train", str(recipe)], capsys)
     assert f"report_to is {missing}: install {missing}, or write report_to: none" in error
+
+
+@pytest.mark.skipif(bool(importlib.util.find_spec("deepspeed")), reason="deepspeed is installed")
+def test_a_setting_that_needs_another_package_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({**RECIPE, "deepspeed": "/no/such/file.json"}))
+    error = told(["train", str(recipe)], capsys)
+    assert "a setting needs what is not installed: " in error and "deepspeed" in error
 
 
 def test_an_output_folder_that_cannot_be_made_is_told(

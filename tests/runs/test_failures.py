@@ -3,6 +3,7 @@
 import errno
 import math
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,10 @@ def fail(_: list[float]) -> list[float]:
     raise RuntimeError("the judge is down")
 
 
+def leave(rewards: list[float]) -> list[float]:
+    sys.exit(3)
+
+
 def infinity(rewards: list[float]) -> list[float]:
     return [math.inf, *rewards[1:]]
 
@@ -61,9 +66,10 @@ def end(_: list[float]) -> list[float]:
     [
         (fail, "RuntimeError: the judge is down", {}),
         (infinity, "ValueError: ", {}),
+        (leave, "SystemExit: 3", {}),
         (hang, "took over 1 seconds", {"reward_timeout_seconds": 1}),
     ],
-    ids=["raises", "infinite", "hangs"],
+    ids=["raises", "infinite", "exits", "hangs"],
 )
 def test_a_reward_function_that_fails_costs_its_step(
     act: Callable[[list[float]], list[float]],

@@ -113,6 +113,10 @@ def _is_of(value: Any, kind: Any) -> bool:
 def _check_bounds(name: str, value: Any) -> None:
     if name in CHOICES and value is not None and value not in CHOICES[name]:
         raise ValueError(f"{name} is {value!r}: choose from {', '.join(CHOICES[name])}")
+    if isinstance(value, list) and not all(
+        math.isfinite(item) for item in value if isinstance(item, float)
+    ):
+        raise ValueError(f"{name} is {value}: its numbers must be finite")
     if name not in BOUNDS or isinstance(value, str | None):
         return
     is_within, words = BOUNDS[name]

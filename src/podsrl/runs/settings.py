@@ -191,7 +191,10 @@ class SettingsParser(TrlParser):
         unknown = [word for word in self.parse_known_args(words)[1] if word.startswith("-")]
         flags = [word.partition("=")[0] for word in unknown]
         check_names("flag", flags, self._option_string_actions, "see podsrl train --help all")
-        arguments, config, model_config = self.parse_args_into_dataclasses(args=list(words))
+        try:
+            arguments, config, model_config = self.parse_args_into_dataclasses(args=list(words))
+        except ImportError as error:  # of deepspeed and the like, where a setting asks for one
+            raise ValueError(f"a setting needs what is not installed: {error}") from error
         return arguments, config, model_config
 
     def parse_known_args(self, *args: Any, **options: Any) -> Any:

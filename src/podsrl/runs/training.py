@@ -75,7 +75,7 @@ def run_training(run: Run, stop: Stop | None = None) -> dict[str, Any] | None:
         try:
             _train(run, trainer)
             return _finish(run, trainer, tokenizer, clock, stop)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a reward function may exit, too
             failed = failure(error, boundary, run.folder)
             _leave_nothing(run, boundary.step)
             raise failed from error
