@@ -3,6 +3,7 @@
 Shape letters: P prompts, N sampled rollouts, M kept rollouts, F reward functions, B kept rows.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -12,6 +13,10 @@ from torch import Tensor
 
 from podsrl.core.selection import Selection, Selector
 from podsrl.trl.config import PODSConfig
+from podsrl.trl.exchange import Exchange
+
+Take = Callable[[list[Any]], list[Any]]
+"""Of one value per row that this process sampled, one per row that it trains on."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,8 @@ class GenerationBatch:
     num_processes: int
     rollouts: Rollouts | None = None
     selection: Selection | None = None
+    rows: list[int] = field(default_factory=list)
+    """The rows that this process trains on, counted from the first that it sampled."""
     metrics: dict[str, Tensor] = field(default_factory=dict)
     """What steps before the selection have to say of this batch."""
     first_rewards_PNF: Tensor | None = None
@@ -65,7 +72,7 @@ class GenerationBatch:
 
         A process with L of the kept rollouts samples L * n / m: of the same prompts.
         """
-        num_kept, num_rollouts = self.args.num_generations, self._num_rollouts
+        num_kept, num_rollouts = self.args.num_generations, int(self.args.num_rollouts or 0)
         num_rows = len(self.inputs) * num_rollouts // num_kept
         first_kept, first_sampled = self.process * len(self.inputs), self.process * num_rows
         prompt_of = [s // num_rollouts for s in range(first_sampled, first_sampled + num_rows)]
@@ -80,44 +87,41 @@ class GenerationBatch:
         extra_logs: columns that rewards logged of all rollouts, which are cut in place.
         """
         self.rollouts, self.selection = rollouts, selection
-        num_sampled = len(rollouts.inputs)
-        keep = partial(self._kept_of_this_process, rows=self.rows_of_this_process(num_sampled))
+        num_sampled, kept_rows = len(rollouts.inputs), selection.kept_rows_B.tolist()
+        num_rows = num_sampled * self.num_kept // int(self.args.num_rollouts or 0)
+        first = self.process * num_sampled
+        self.rows = [row - first for row in kept_rows[self.share(num_rows)]]
+        # A pooled budget moves kept rows between prompts, and so between processes.
+        pooled = self.num_processes > 1 and self.args.budget == "pooled"
+        take: Take = partial(_picked, rows=self.rows)
+        tokens: Take = take
+        numbers: Take = take
+        if num_rows % self.num_kept or pooled:
+            exchange = Exchange(
+                kept_rows,
+                num_sampled=num_sampled,
+                own=self.share(num_rows),
+                process=self.process,
+                num_processes=self.num_processes,
+                device=selection.kept_rows_B.device,
+            )
+            take, tokens, numbers = exchange.values, exchange.tokens, exchange.numbers
         # Every process must exchange the same columns, also those that only some have logged.
         for column in sorted(set(gather_object(list(extra_logs)))):
-            extra_logs[column] = keep(extra_logs.get(column, [None] * num_sampled))
+            extra_logs[column] = take(extra_logs.get(column, [None] * num_sampled))
         prompt_ids, completion_ids, _, completions, log_probs, _, _, _ = rollouts.generated
-        kept_ids = keep(prompt_ids), keep(completion_ids)
-        log_probs = None if log_probs is None else keep(log_probs)
-        return keep(rollouts.prompts), (*kept_ids, None, keep(completions), log_probs, {}, None, [])
-
-    def rows_of_this_process(self, num_sampled: int) -> list[int]:
-        """Kept rows of this process in its own rollouts, or in everybody's if groups straddle."""
-        assert self.selection is not None
-        num_rows = num_sampled * self.num_kept // self._num_rollouts
-        first = self.process * num_rows
-        rows: list[int] = self.selection.kept_rows_B[first : first + num_rows].tolist()
-        if self._groups_straddle(num_rows):
-            return rows
-        return [row - self.process * num_sampled for row in rows]
-
-    def _kept_of_this_process(self, values: list[Any], *, rows: list[int]) -> list[Any]:
-        """Of one value per rollout that this process sampled, those of the rows it trains on."""
-        if self._groups_straddle(len(rows)):
-            values = gather_object(values)
-        return [values[row] for row in rows]
+        kept_ids = tokens(prompt_ids), tokens(completion_ids)
+        kept_log_probs = None if log_probs is None else numbers(log_probs)
+        texts = take(completions)
+        return take(rollouts.prompts), (*kept_ids, None, texts, kept_log_probs, {}, None, [])
 
     def share(self, num_rows: int) -> slice:
         """Where the `num_rows` kept rows of this process lie among those of all processes."""
         return slice(self.process * num_rows, (self.process + 1) * num_rows)
 
-    def _groups_straddle(self, num_rows: int) -> bool:
-        # A pooled budget moves kept rows between prompts, and so between processes.
-        pooled = self.num_processes > 1 and self.args.budget == "pooled"
-        return num_rows % self.num_kept != 0 or pooled
 
-    @property
-    def _num_rollouts(self) -> int:
-        return int(self.args.num_rollouts or 0)
+def _picked(values: list[Any], *, rows: list[int]) -> list[Any]:
+    return [values[row] for row in rows]
 
 
 def selector_of(args: PODSConfig, weights_F: Tensor) -> Selector:

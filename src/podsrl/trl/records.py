@@ -59,13 +59,12 @@ def log_rollouts(host: GRPOTrainer, batch: GenerationBatch, log: Any, advantages
     """
     assert batch.rollouts is not None
     rollouts, completions = batch.rollouts, batch.rollouts.generated[3]
-    rows = batch.rows_of_this_process(len(completions))
     log.write_batch(
         host.state.global_step + 1,
         batch.selection,
         rollouts.inputs[:: host.args.num_rollouts],
         completions,
         rollouts.lengths,
-        advantages=dict(zip(rows, advantages_B.tolist(), strict=True)),
+        advantages=dict(zip(batch.rows, advantages_B.tolist(), strict=True)),
         rule=host.args.selection_rule,
     )

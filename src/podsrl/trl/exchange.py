@@ -1,0 +1,82 @@
+"""Kept rollouts go from the process that sampled them to the one that trains on them.
+
+Shape letters: K kept rows that this process sampled, T tokens, B kept rows of all processes.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate.utils import gather, gather_object
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+
+class Exchange:
+    """Gives this process the kept rows that it trains on, where groups straddle processes.
+
+    Kept rows alone travel, and tokens as one tensor. Every process must ask for the same things in
+    the same order.
+
+    Args:
+        kept_rows: of all processes, ascending, counted over all sampled rows.
+        num_sampled: rows that each process sampled.
+        own: which of `kept_rows` this process trains on.
+        process, num_processes, device: as the host's.
+
+    Example: two processes with four sampled rows each, kept are 1, 2, 3 and 6: the first trains on
+    rows 1 and 2, the second on 3, which it is given, and on 6.
+    """
+
+    def __init__(
+        self,
+        kept_rows: Sequence[int],
+        *,
+        num_sampled: int,
+        own: slice,
+        process: int,
+        num_processes: int,
+        device: torch.device,
+    ) -> None:
+        self.own, self.device = own, device
+        sampler_of = [row // num_sampled for row in kept_rows]
+        self.num_kept_of = [sampler_of.count(each) for each in range(num_processes)]
+        self.here = [row % num_sampled for row in kept_rows if row // num_sampled == process]
+        """Kept rows among those that this process sampled."""
+
+    def values(self, values: Sequence[Any]) -> list[Any]:
+        """Of one value per row that this process sampled, one per row that it trains on."""
+        # Kept rows ascend, and so do the processes that sampled them: joined, they are in order.
+        return list(gather_object([values[row] for row in self.here])[self.own])
+
+    def tokens(self, values: Sequence[Sequence[int]]) -> list[list[int]]:
+        """`values` for rows of token ids."""
+        return self._exchanged([list(values[row]) for row in self.here], torch.int32)
+
+    def numbers(self, values: Sequence[Sequence[float | None]]) -> list[list[float]]:
+        """`values` for rows of numbers, in double precision; None, as vLLM gives it, is NaN."""
+        filled = [[math.nan if x is None else x for x in values[row]] for row in self.here]
+        return self._exchanged(filled, torch.float64)
+
+    def _exchanged(self, rows: list[list[Any]], dtype: torch.dtype) -> list[list[Any]]:
+        lengths = torch.tensor([len(row) for row in rows], dtype=torch.int32)
+        lengths_B = self._joined(lengths)
+        width = int(lengths_B.max())
+        tensors = [torch.tensor(row, dtype=dtype) for row in rows]
+        padded_KT = torch.zeros(len(rows), width, dtype=dtype)
+        if tensors:
+            longest = pad_sequence(tensors, batch_first=True)
+            padded_KT[:, : longest.shape[1]] = longest
+        rows_of_all = self._joined(padded_KT)
+        pairs = zip(rows_of_all[self.own].tolist(), lengths_B[self.own].tolist(), strict=True)
+        return [row[:length] for row, length in pairs]
+
+    def _joined(self, mine: Tensor) -> Tensor:
+        """The rows of all processes, which may have different numbers of them."""
+        most = max(self.num_kept_of)
+        shape = (most, *mine.shape[1:])
+        filled = torch.zeros(shape, dtype=mine.dtype, device=self.device)
+        filled[: len(mine)] = mine.to(self.device)
+        parts = gather(filled).cpu().split(most)
+        return torch.cat([part[:n] for part, n in zip(parts, self.num_kept_of, strict=True)])
