@@ -7,6 +7,7 @@ hides what has left the window.
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import (
@@ -88,6 +89,61 @@ class RolloutLayer(CacheLayerMixin):
         self.num_rows = num_rows
 
 
+class Places:
+    """Where each row's next token goes in its cache, when rows have not begun together."""
+
+    def __init__(self, place_B: Tensor) -> None:
+        self.set(place_B)
+
+    def set(self, place_B: Tensor) -> None:
+        """Other rows stand at other places now; makes the host wait for the device."""
+        self.place_B = place_B
+        self.num_columns = int(place_B.max()) + 1 if len(place_B) else 1
+
+    def advance(self) -> None:
+        """Every row goes on by one token."""
+        self.place_B = self.place_B + 1
+        self.num_columns += 1
+
+    def hidden(self, window: int | None) -> Tensor:
+        """Which of the columns so far a row does not see: bool (B, columns)."""
+        column_T = torch.arange(self.num_columns, device=self.place_B.device)
+        hidden_BT = column_T > self.place_B[:, None]
+        if window is not None:
+            hidden_BT |= column_T <= self.place_B[:, None] - window
+        return hidden_BT
+
+
+class PlacesLayer(RolloutLayer):
+    """A `RolloutLayer` whose rows, at most `max_rows`, each write at their own place."""
+
+    def __init__(self, max_length: int, window: int | None, max_rows: int, places: Places) -> None:
+        super().__init__(max_length, window)
+        self.max_rows, self.places = max_rows, places
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Allocate for `max_rows` rows, with zeros: what was never written must not be NaN."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self._allocate(key_states, value_states, self.max_rows)
+        assert self.keys is not None and self.values is not None
+        self.keys.zero_()
+        self.values.zero_()
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write each row's new position at its place; return views of all columns so far."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        assert self.keys is not None and self.values is not None
+        row_B = torch.arange(key_states.shape[0], device=key_states.device)
+        self.keys[row_B, :, self.places.place_B] = key_states[:, :, 0]
+        self.values[row_B, :, self.places.place_B] = value_states[:, :, 0]
+        self.length = self.places.num_columns
+        filled = slice(key_states.shape[0]), slice(None), slice(self.length)
+        return self.keys[filled], self.values[filled]
+
+
 class RolloutCache(Cache):
     """One `RolloutLayer` per layer of the model."""
 
@@ -107,6 +163,13 @@ class RolloutCache(Cache):
     def empty(self, max_length: int) -> "RolloutCache":
         """A new cache for the same layers that holds nothing yet, with room for `max_length`."""
         return RolloutCache([RolloutLayer(max_length, layer.window) for layer in self.layers])
+
+    @classmethod
+    def at_places(
+        cls, prompts: "RolloutCache", max_length: int, max_rows: int, places: Places
+    ) -> "RolloutCache":
+        """An empty cache for the same layers, whose rows write at their own places."""
+        return cls([PlacesLayer(max_length, x.window, max_rows, places) for x in prompts.layers])
 
     def move_rows(self, target_K: Tensor, source_K: Tensor, num_rows: int) -> None:
         """Copy rows source_K over rows target_K, then keep the first `num_rows` rows.

@@ -50,19 +50,33 @@ class Watch:
         prompt, place = divmod(number, self.count)
         return self.first_row + prompt * self.num_rollouts + self.num_done + place
 
-    def after_step(self, step: int, tokens_BT: Tensor, number_B: Tensor, ended_B: Tensor) -> Tensor:
-        """Report the rows that have ended; return ended_B with the rows to stop ended, too."""
+    def after_step(
+        self,
+        step: int,
+        tokens_BT: Tensor,
+        number_B: Tensor,
+        ended_B: Tensor,
+        *,
+        length_B: Tensor | None = None,
+    ) -> Tensor:
+        """Report the rows that have ended; return ended_B with the rows to stop ended, too.
+
+        length_B: tokens of each row, where they have not begun together; else step + 1.
+        """
         if self.monitor is None:
             return ended_B
-        self.report(number_B[ended_B], tokens_BT[:, : step + 1])
+        self.report(
+            number_B[ended_B], tokens_BT if length_B is not None else tokens_BT[:, : step + 1]
+        )
         rows_to_stop = self.monitor.rows_to_stop(step)
         if not rows_to_stop:
             return ended_B
         ends_B = ended_B.tolist()
+        lengths = [step + 1] * len(ends_B) if length_B is None else length_B.tolist()
         for place, number in enumerate(number_B.tolist()):
             if not ends_B[place] and self.row(number) in rows_to_stop:
                 ends_B[place] = True
-                self.length_of_stopped[number] = step + 1
+                self.length_of_stopped[number] = lengths[place]
         return torch.tensor(ends_B, device=ended_B.device)
 
     def report(self, number_K: Tensor, tokens_BT: Tensor) -> None:

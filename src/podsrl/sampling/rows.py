@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from podsrl.sampling.cache import RolloutCache
+from podsrl.sampling.cache import Places, RolloutCache
 from podsrl.sampling.settings import SamplingSettings
 from podsrl.sampling.shared_prompt import SharedPrompts, shared_prompt_mode
 
@@ -41,6 +41,8 @@ class Rows:
     shared: SharedPrompts | None
     num_before: int
     """Columns of the prompts, where the cache does not hold them."""
+    places: Places | None = None
+    """Where rows stand that have not begun together."""
 
 
 def read(
@@ -73,7 +75,7 @@ def start(prompts: Prompts, source_B: Tensor, settings: SamplingSettings, *, sha
     share: they read their prompts' keys and values where these are, instead of having copies.
     """
     num_new, width = settings.max_new_tokens, prompts.ids_PL.shape[1]
-    mask_BL = context_BL = shared = None
+    mask_BL = shared = None
     if share:
         shared = SharedPrompts(prompts.cache, prompts.lengths_P.tolist(), source_B)
         cache = prompts.cache.empty(num_new)
@@ -81,13 +83,6 @@ def start(prompts: Prompts, source_B: Tensor, settings: SamplingSettings, *, sha
         cache = prompts.cache.repeated(source_B, width + num_new)
         if prompts.mask_PL is not None:
             mask_BL = torch.nn.functional.pad(prompts.mask_PL[source_B], (0, num_new), value=1)
-    if settings.repetition_penalty != 1.0:
-        # Places that hold no token yet repeat the prompt's last one: seen, so nothing changes.
-        last_P1 = prompts.ids_PL[:, -1:]
-        ids_PL = prompts.ids_PL
-        if prompts.mask_PL is not None:
-            ids_PL = torch.where(prompts.mask_PL.bool(), ids_PL, last_P1)
-        context_BL = torch.cat([ids_PL, last_P1.expand(-1, num_new)], 1)[source_B]
     return Rows(
         cache,
         torch.arange(source_B.shape[0], device=source_B.device),
@@ -95,10 +90,22 @@ def start(prompts: Prompts, source_B: Tensor, settings: SamplingSettings, *, sha
         prompts.lengths_P[source_B],
         torch.zeros_like(source_B, dtype=torch.bool),
         mask_BL,
-        context_BL,
+        context_of(prompts, source_B, settings),
         shared,
         width if share else 0,
     )
+
+
+def context_of(prompts: Prompts, source_B: Tensor, settings: SamplingSettings) -> Tensor | None:
+    """The tokens that a repetition penalty concerns, with room for those to come; None without."""
+    if settings.repetition_penalty == 1.0:
+        return None
+    # Places that hold no token yet repeat the prompt's last one: seen, so nothing changes.
+    last_P1 = prompts.ids_PL[:, -1:]
+    ids_PL = prompts.ids_PL
+    if prompts.mask_PL is not None:
+        ids_PL = torch.where(prompts.mask_PL.bool(), ids_PL, last_P1)
+    return torch.cat([ids_PL, last_P1.expand(-1, settings.max_new_tokens)], 1)[source_B]
 
 
 def retire(rows: Rows, token_B: Tensor) -> Tensor:
@@ -126,6 +133,8 @@ def retire(rows: Rows, token_B: Tensor) -> Tensor:
     rows.mask_BL = None if rows.mask_BL is None else moved(rows.mask_BL)
     rows.context_BL = None if rows.context_BL is None else moved(rows.context_BL)
     rows.ended_B = torch.zeros_like(rows.number_B, dtype=torch.bool)
+    if rows.places is not None:
+        rows.places.set(moved(rows.places.place_B))
     if rows.shared is not None:
         rows.shared.assign(rows.source_B)
     return moved(token_B)
@@ -133,11 +142,14 @@ def retire(rows: Rows, token_B: Tensor) -> Tensor:
 
 def next_logits(model: PreTrainedModel, rows: Rows, token_B: Tensor) -> Tensor:
     """Logits (B, V) after these tokens."""
-    # All rows have one length in the cache, since prompts are padded on the left: one slice serves
-    # every row, and only positions differ.
+    # Rows that began together have one length in the cache, since prompts are padded on the left:
+    # one slice serves every row, and only positions differ.
     length = rows.num_before + rows.cache.get_seq_length() + 1
-    if rows.context_BL is not None:
+    if rows.context_BL is not None and rows.places is None:
         rows.context_BL[:, length - 1] = token_B
+    elif rows.context_BL is not None and rows.places is not None:
+        column_B1 = rows.num_before + rows.places.place_B[:, None]
+        rows.context_BL.scatter_(1, column_B1, token_B[:, None])
     shared: dict[str, Any] = {} if rows.shared is None else {"shared_prompts": rows.shared}
     output = model(
         input_ids=token_B[:, None],
@@ -148,6 +160,8 @@ def next_logits(model: PreTrainedModel, rows: Rows, token_B: Tensor) -> Tensor:
         **shared,
     )
     rows.position_B = rows.position_B + 1
+    if rows.places is not None:
+        rows.places.advance()
     return output.logits[:, -1]
 
 

@@ -23,6 +23,7 @@ from podsrl.sampling.memory import (
 )
 from podsrl.sampling.modes import autocast, evaluation, merged_adapters
 from podsrl.sampling.monitor import Monitor, Watch, length_until_end
+from podsrl.sampling.refill import decode_refilling
 from podsrl.sampling.rows import Prompts, attention_mode, next_logits, read, retire, start
 from podsrl.sampling.settings import SamplingSettings
 from podsrl.sampling.shared_prompt import can_share_prompts, sharing_pays
@@ -84,9 +85,17 @@ def sample(
         autocast(model.device, autocast_dtype),
     ):
         max_rows, share = _plan_rows(model, prompt_ids, num_rollouts, settings, max_rows)
-        for prompts_range, counts in plan_chunks(len(prompt_ids), num_rollouts, max_rows):
+        chunks = plan_chunks(len(prompt_ids), num_rollouts, max_rows)
+        if share and len(chunks) > 1 and len(prompt_ids) <= max_rows:
+            chunks = [(range(len(prompt_ids)), [num_rollouts])]
+        for prompts_range, counts in chunks:
             chosen = [prompt_ids[i] for i in prompts_range]
             watch = Watch(monitor, prompts_range.start * num_rollouts, num_rollouts)
+            if share and len(chosen) * num_rollouts > max_rows:
+                rows += _sample_refilling(
+                    model, chosen, num_rollouts, settings, generator, max_rows=max_rows, watch=watch
+                )
+                continue
             rows += _sample_prompts(
                 model, chosen, counts, settings, generator, watch=watch, share=share
             )
@@ -121,7 +130,14 @@ def _plan_rows(
     ]
     # Where copies would not fit, sharing saves whole runs over the rollouts, whatever it costs.
     share = share or (can_share and usable < row_bytes[0] * num_rollouts * len(lengths))
-    return rows_within(usable, row_bytes[share]), share
+    rows = rows_within(usable, row_bytes[share])
+    if share and rows < num_rollouts * len(lengths):
+        # Rollouts will begin as others end, of any prompt: all prompts stay.
+        prompt_bytes = max(lengths) * cache_bytes_per_row(config, 1, dtype=model.dtype)
+        own_bytes = row_bytes[1] - prompt_bytes // num_rollouts
+        with_all = (usable - len(lengths) * prompt_bytes) // own_bytes
+        rows = with_all if with_all >= len(lengths) else max(1, min(rows, len(lengths) - 1))
+    return rows, share
 
 
 def _sample_prompts(
@@ -151,6 +167,34 @@ def _sample_prompts(
         for i, rollouts in enumerate(by_prompt):
             rollouts += rows[i * count : (i + 1) * count]
     return [row for rollouts in by_prompt for row in rollouts]
+
+
+def _sample_refilling(
+    model: PreTrainedModel,
+    prompt_ids: list[list[int]],
+    num_rollouts: int,
+    settings: SamplingSettings,
+    generator: torch.Generator | None,
+    *,
+    max_rows: int,
+    watch: Watch,
+) -> list[tuple[list[int], list[float]]]:
+    """`_sample_prompts` of more rollouts than `max_rows`: the rest begin as others end."""
+    source_A = torch.arange(len(prompt_ids), device=model.device).repeat_interleave(num_rollouts)
+    prompts = read(model, prompt_ids, settings)
+    watch.begin(num_rollouts, 0, settings.eos_token_ids)
+    with attention_mode(model, share=True):
+        found = decode_refilling(
+            model,
+            prompts,
+            source_A,
+            _uniform(source_A, settings, generator),
+            settings,
+            max_rows=max_rows,
+            steps_between_checks=STEPS_BETWEEN_CHECKS_CUDA if source_A.is_cuda else 1,
+            watch=watch,
+        )
+    return _unpad(*found, settings, watch.length_of_stopped)
 
 
 def _uniform(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from podsrl.sampling.cache import RolloutCache
+from podsrl.sampling.cache import Places, RolloutCache
 
 SHARED_PROMPT = "podsrl_shared_prompt"
 
@@ -37,9 +37,15 @@ class SharedPrompts:
     Padding is left out, so that no mask is needed: what a query may not see is not read.
     """
 
-    def __init__(self, cache: RolloutCache, lengths: list[int], source_B: Tensor) -> None:
+    def __init__(
+        self,
+        cache: RolloutCache,
+        lengths: list[int],
+        source_B: Tensor,
+        places: Places | None = None,
+    ) -> None:
         self.windows = [layer.window for layer in cache.layers]
-        self.lengths = lengths
+        self.lengths, self.places = lengths, places
         self.keys_and_values = [
             [layer.of_prompt(prompt, length) for prompt, length in enumerate(lengths)]
             for layer in cache.layers
@@ -73,27 +79,32 @@ def shared_prompt_attention(
         raise ValueError(f"{', '.join(unknown)} is not implemented in {SHARED_PROMPT} attention")
     layer: int = module.layer_idx  # type: ignore[assignment]
     window, num_own = shared_prompts.windows[layer], key.shape[2]
-    if window is not None:
+    places = shared_prompts.places
+    if window is not None and places is None:
         key, value = key[:, :, -window:], value[:, :, -window:]
     queries_BHGD = query.unflatten(1, (key.shape[1], -1)).squeeze(3)
     queries_BHGD = queries_BHGD * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     own_BHGT = queries_BHGD @ key.transpose(2, 3)
+    if places is not None:
+        own_BHGT.masked_fill_(places.hidden(window)[:, None, None], -torch.inf)
     # Rows of one prompt side by side: queries and scores are moved, which are small, not the cache.
     order_B = shared_prompts.order_B
     queries_BHGD, own_BHGT = queries_BHGD[order_B], own_BHGT[order_B]
-    outputs = []
-    rows_of = zip(
-        queries_BHGD.split(shared_prompts.num_rows_P),
-        own_BHGT.split(shared_prompts.num_rows_P),
-        strict=True,
-    )
+    counts, outputs = shared_prompts.num_rows_P, []
+    rows_of = zip(queries_BHGD.split(counts), own_BHGT.split(counts), strict=True)
+    if window is not None and places is not None:
+        places_of = places.place_B[order_B].split(counts)
     for prompt, (queries, own) in enumerate(rows_of):
         keys_HWD, values_HWD = shared_prompts.keys_and_values[layer][prompt]
-        if window is not None:
+        length, hidden_BW = shared_prompts.lengths[prompt], None
+        if window is not None and places is None:
             # The query stands at position W + T - 1 and sees positions from W + T - window on.
-            first = max(0, shared_prompts.lengths[prompt] + num_own - window)
+            first = max(0, length + num_own - window)
             keys_HWD, values_HWD = keys_HWD[:, first:], values_HWD[:, first:]
-        outputs += _blocks(queries, own, keys_HWD, values_HWD)
+        elif window is not None:
+            position_W = torch.arange(length, device=key.device)
+            hidden_BW = position_W <= length + places_of[prompt][:, None] - window
+        outputs += _blocks(queries, own, keys_HWD, values_HWD, hidden_BW)
     from_prompt_BHGD = torch.cat([each for each, _ in outputs])[shared_prompts.place_B]
     weights_BHGT = torch.cat([each for _, each in outputs])[shared_prompts.place_B]
     output_BHGD = from_prompt_BHGD + weights_BHGT @ value
@@ -105,7 +116,11 @@ REFUSED = ("softcap", "s_aux", "position_bias")
 
 
 def _blocks(
-    queries_BHGD: Tensor, own_BHGT: Tensor, keys_HWD: Tensor, values_HWD: Tensor
+    queries_BHGD: Tensor,
+    own_BHGT: Tensor,
+    keys_HWD: Tensor,
+    values_HWD: Tensor,
+    hidden_BW: Tensor | None,
 ) -> list[tuple[Tensor, Tensor]]:
     """Per block of rows, what they draw from their prompt, and their weights on their own keys."""
     num_heads, num_queries, num_own = own_BHGT.shape[1:]
@@ -113,9 +128,13 @@ def _blocks(
     largest = NUM_SCORES_CUDA if own_BHGT.is_cuda else NUM_SCORES_CPU
     size = max(1, largest // num_scores)
     blocks = []
-    for queries, own in zip(queries_BHGD.split(size), own_BHGT.split(size), strict=True):
+    for start in range(0, len(queries_BHGD), size):
+        queries, own = queries_BHGD[start : start + size], own_BHGT[start : start + size]
         # All rows' queries of a key head as the rows of one matrix.
         scores = queries.transpose(0, 1).flatten(1, 2) @ keys_HWD.transpose(1, 2)
+        if hidden_BW is not None:
+            hidden = hidden_BW[start : start + size].repeat_interleave(num_queries, 0)
+            scores.masked_fill_(hidden, -torch.inf)
         scores = torch.cat([scores, own.transpose(0, 1).flatten(1, 2)], -1)
         weights = scores.softmax(-1, dtype=torch.float32).to(scores.dtype)
         of_prompt, of_own = weights.split([keys_HWD.shape[1], num_own], -1)
