@@ -109,8 +109,9 @@ def test_a_torn_line_of_metrics_does_not_stop_a_resume(tmp_path: Path) -> None:
     path.write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.4}\n{"step": 3, "lo')
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
     callback = MetricsFile(tmp_path)
-    state = SimpleNamespace(is_world_process_zero=True, global_step=1)
-    callback.on_train_begin(None, state, None)  # type: ignore[arg-type]
+    state = SimpleNamespace(is_world_process_zero=True, global_step=1, logging_steps=1)
+    args = SimpleNamespace(logging_strategy="steps")
+    callback.on_train_begin(args, state, None)  # type: ignore[arg-type]
     state.global_step = 2
     callback.on_log(None, state, None, {"loss": 0.3})  # type: ignore[arg-type]
     rows = [json.loads(line) for line in path.read_text().splitlines()]

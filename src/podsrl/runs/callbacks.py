@@ -1,5 +1,6 @@
 """Trainer callbacks of a run: metrics on disk, progress on screen, a stop that saves."""
 
+import logging
 import os
 import time
 from pathlib import Path
@@ -14,8 +15,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from podsrl.runs.clock import TrainingClock
 from podsrl.runs.folder import METRICS
-from podsrl.runs.json_lines import append_lines, keep_until
+from podsrl.runs.json_lines import append_lines, keep_until, read_lines
 from podsrl.runs.stop import Stop
+
+logger = logging.getLogger(__name__)
 
 WORKER = "PODSRL_WORKER"
 """Environment variable: the process without which this run, its child, must not go on."""
@@ -36,7 +39,16 @@ class MetricsFile(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         if state.is_world_process_zero:
-            keep_until(self.folder / METRICS, state.global_step)
+            path = self.folder / METRICS
+            keep_until(path, state.global_step)
+            last = max((row["step"] for row in read_lines(path)), default=0)
+            if args.logging_strategy == "steps" and state.global_step - last >= state.logging_steps:
+                logger.warning(
+                    "%s has no rows of steps %d to %d: it was damaged, removed or not written",
+                    path,
+                    last + 1,
+                    state.global_step,
+                )
 
     def on_log(
         self,

@@ -58,6 +58,15 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def is_json(path: Path) -> bool:
+    """Whether the file is there and not torn, as a lost power or a full disk leaves it."""
+    try:
+        read_json(path)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def settings_of(*sources: Any) -> dict[str, Any]:
     """The fields of the dataclasses that JSON can hold, later ones first in doubt."""
     settings: dict[str, Any] = {}

@@ -86,6 +86,7 @@ class RolloutLog:
         path: the file, `FILE_NAME` in the run folder by custom.
         header: what the first line says of the run besides the format; see `attach_log`.
         limit_mib: compressed size at which the log stops, with one warning; None for no limit.
+        every: optimizer steps from one batch to the next, for a warning where batches are missing.
 
     Raises: ValueError for a limit that is not above 0.
     """
@@ -96,13 +97,16 @@ class RolloutLog:
         header: Mapping[str, Any] | None = None,
         *,
         limit_mib: float | None = DEFAULT_LIMIT_MIB,
+        every: int = 1,
     ) -> None:
         if limit_mib is not None and limit_mib <= 0:
             raise ValueError(f"limit_mib is {limit_mib}: it must be above 0, or None for no limit")
         self.path = path
         self.header = dict(header or {})
         self.limit_mib = limit_mib
+        self.every = every
         self.stopped = False
+        self._last_kept = 0
         self._step: int | None = None
         self._num_prompts = 0
 
@@ -148,6 +152,13 @@ class RolloutLog:
         self._step = step
         self.path.parent.mkdir(parents=True, exist_ok=True)
         rewrite_lines(self.path, self._header_and_records_before(step))
+        if step - self._last_kept > self.every and not self.stopped:
+            logger.warning(
+                "%s holds no rollouts of steps %d to %d: it was damaged, removed or not written",
+                self.path,
+                self._last_kept + 1,
+                step - 1,
+            )
 
     def _header_and_records_before(self, step: int) -> Iterator[Mapping[str, Any]]:
         yield {"format": FORMAT, **self.header}
@@ -155,6 +166,7 @@ class RolloutLog:
         for record in islice(read_lines(self.path), 1, None):
             if record["step"] < step:
                 self.stopped = self.stopped or "stopped" in record
+                self._last_kept = record["step"]
                 yield record
 
     def _stop(self, step: int) -> None:
@@ -194,7 +206,11 @@ def attach_log(
         **(about or {}),
     }
     log = RolloutLog(
-        folder / FILE_NAME, header, limit_mib=DEFAULT_LIMIT_MIB if mode == "auto" else None
+        folder / FILE_NAME,
+        header,
+        limit_mib=DEFAULT_LIMIT_MIB if mode == "auto" else None,
+        every=max(1, -(-args.steps_per_generation // args.gradient_accumulation_steps))
+        * args.num_iterations,
     )
     trainer.rollout_log = None if mode == "false" else log
 

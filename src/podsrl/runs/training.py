@@ -26,11 +26,21 @@ from podsrl.runs.checkpoints import step_of
 from podsrl.runs.claims import held
 from podsrl.runs.clock import TrainingClock
 from podsrl.runs.deadline import in_time
-from podsrl.runs.evaluations import EvaluationCurve
-from podsrl.runs.folder import RUN_FILES, device_name, read_json, settings_of, versions, write_json
+from podsrl.runs.evaluations import CURVE, EvaluationCurve
+from podsrl.runs.folder import (
+    METRICS,
+    RUN_FILES,
+    device_name,
+    is_json,
+    read_json,
+    settings_of,
+    versions,
+    write_json,
+)
+from podsrl.runs.json_lines import read_lines
 from podsrl.runs.prepare import Run, check_options, fit_to_task, load_questions, prepare_run
 from podsrl.runs.result import describe, plot_run, result_of
-from podsrl.runs.rollout_log import attach_log
+from podsrl.runs.rollout_log import FILE_NAME, attach_log
 from podsrl.runs.stop import Stop
 from podsrl.tasks.prompts import fit_prompts
 from podsrl.trl.trainer import PODSTrainer
@@ -46,6 +56,7 @@ __all__ = [
     "run_training",
 ]
 
+LOGS = (METRICS, CURVE, FILE_NAME)
 # What a model, an accelerator or PODSTrainer says of settings that do not fit: still a mistake in
 # the input, as no step has been made of them.
 MISTAKES = (ValueError, OSError, NotImplementedError)
@@ -94,14 +105,29 @@ def _load(run: Run, stop: Stop) -> tuple[PODSTrainer, Any, StepBoundary, Trainin
         **_model_options(run.model_config),
     )
     _fit_prompts(run, model, tokenizer)
+    _check_logs(run)
     if main:
         _write_settings(run)
-        if not run.draws_curve and not (run.folder / "before" / "evaluation.json").exists():
+        if not run.draws_curve and not is_json(run.folder / "before" / "evaluation.json"):
             with clock.beside("evaluation"):  # a resumed run has it already
                 _evaluate(run, model, tokenizer, "before")
     PartialState().wait_for_everyone()
     trainer, boundary = _build_trainer(run, model, tokenizer, clock, stop)
     return trainer, tokenizer, boundary, clock
+
+
+def _check_logs(run: Run) -> None:
+    """Refuse to go on with files that only the end of the run would stumble over."""
+    if run.checkpoint is None:
+        return
+    for name in LOGS:
+        for _ in read_lines(run.folder / name):
+            pass
+    before = run.folder / "before" / "evaluation.json"
+    if run.draws_curve and before.exists() and not is_json(before):
+        raise ValueError(
+            f"{before} is damaged: remove it, and result.json goes without that accuracy"
+        )
 
 
 def _fit_prompts(run: Run, model: Any, tokenizer: Any) -> None:
