@@ -52,9 +52,8 @@ def zero_tail(path: Path) -> None:
         file.write(bytes(100))
 
 
-def no_file_but_a_folder(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    path.mkdir()
+def bad_line(path: Path) -> None:
+    path.write_bytes(b'{"step": 1, "lo\n' + path.read_bytes())
 
 
 def cases() -> dict[str, tuple[str, Damage]]:
@@ -72,6 +71,9 @@ def cases() -> dict[str, tuple[str, Damage]]:
     files = [
         ("metrics.jsonl", torn_line),
         ("metrics.jsonl", zero_tail),
+        ("metrics.jsonl", bad_line),
+        ("metrics.jsonl", empty),
+        ("metrics.jsonl", zeros),
         ("rollouts.jsonl.gz", empty),
         ("rollouts.jsonl.gz", half),
         ("rollouts.jsonl.gz", zeros),

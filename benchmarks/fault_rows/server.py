@@ -17,7 +17,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 PRELOAD = (
     "podsrl.cli.train", "podsrl.runs.training", "podsrl.sampling.complete", "podsrl.packing.pack",
@@ -157,7 +156,3 @@ def _be_child(words: Sequence[str], output: Path, setup: Setup | None) -> None:
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(status or 0)
-
-
-def quiet(*_: Any) -> None:
-    """Do nothing."""
