@@ -15,8 +15,9 @@ from trl.trainer.utils import add_fused_lm_head
 
 from helpers.tiny import make_model
 from podsrl.packing import attention
-from podsrl.packing.attention import FLASH, dense_mask, rows_at, shared_prefix, use_shared_prefix
+from podsrl.packing.attention import FLASH, rows_at, shared_prefix, use_shared_prefix
 from podsrl.packing.log_probs import packed_log_probs
+from podsrl.packing.masks import dense_mask
 from podsrl.packing.pack import PackedBatch, pack
 from podsrl.packing.support import packing_reason
 

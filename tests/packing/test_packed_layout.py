@@ -5,13 +5,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_mask
 
-from podsrl.packing.attention import (
-    block_mask,
-    dense_mask,
-    shared_prefix,
-    shared_prefix_attention,
-    visibility,
-)
+from podsrl.packing.attention import shared_prefix, shared_prefix_attention
+from podsrl.packing.masks import block_mask, dense_mask, visibility
 from podsrl.packing.pack import PackedBatch, group_by_prompt, pack
 
 

@@ -65,7 +65,9 @@ LORA = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
         {"budget": "pooled", "advantage_from": "all"},
         {"mask_truncated_completions": True},
     ],
-    ids=str,
+    ids=lambda options: " ".join(
+        "lora" if name == "peft_config" else f"{name}={value}" for name, value in options.items()
+    ),
 )
 def test_learns_the_same(tiny_folder: str, tmp_path: Path, options: dict[str, Any]) -> None:
     """Half of the questions give a constant reward, so that about half of the rows are dead."""

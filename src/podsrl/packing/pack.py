@@ -9,6 +9,7 @@ positions, windows and rotations are those of the padded batch whatever the mode
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -83,9 +84,8 @@ def pack(
 ) -> PackedBatch:
     """Pack a padded batch: each prompt once, followed by its completions, with no padding left.
 
-    A completion token may see its prompt and the tokens before it in its own completion; the
-    masks that say so are made in `attention`. Position ids are the columns of the padded batch, so
-    they go on after the prompt in every completion. Reads sizes back from the device once.
+    A completion token may see its prompt and what stands before it in its own completion. Position
+    ids are the padded batch's columns: they go on after the prompt. Reads sizes back once.
 
     Args:
         prompt_ids_BW, prompt_mask_BW: padded on the left; at least one token a row.
@@ -105,8 +105,7 @@ def pack(
     #              row 1   a b | f .        position     0 1 2 3 2 1 2   (the column of the cell)
     #              row 2   . c | g .        row 1's a, b are read from tokens 0 and 1
     _check_shapes(prompt_ids_BW, prompt_mask_BW, completion_ids_BT, completion_mask_BT)
-    if group_B is None:
-        group_B = group_by_prompt(prompt_ids_BW, prompt_mask_BW)
+    group_B = group_by_prompt(prompt_ids_BW, prompt_mask_BW) if group_B is None else group_B
     width = prompt_ids_BW.shape[1]
     prompt_mask_BW, completion_mask_BT = prompt_mask_BW.bool(), completion_mask_BT.bool()
     # argmax gives the first of equals: the first row of the same group. uint8, for lack of bool.
@@ -114,11 +113,10 @@ def pack(
     owns_B = leader_B == torch.arange(len(leader_B), device=leader_B.device)
     laid_BC = torch.cat([prompt_mask_BW & owns_B[:, None], completion_mask_BT], 1)
     sizes = _read_sizes(prompt_ids_BW, prompt_mask_BW, completion_mask_BT, leader_B, laid_BC)
-    num_tokens, num_prompts, num_scored = sizes[:3]
     filled_BC = torch.cat([prompt_mask_BW, completion_mask_BT], 1)
     token_BC = _token_of_cell(laid_BC, filled_BC, leader_B, width)
-    cell_S = _true_places(laid_BC.flatten(), num_tokens)
-    place_K = _true_places(completion_mask_BT.flatten(), num_scored)
+    cell_S = _true_places(laid_BC.flatten(), sizes.num_tokens)
+    place_K = _true_places(completion_mask_BT.flatten(), sizes.num_scored)
     length = max(1, completion_ids_BT.shape[1])
     # One cell to the left. For a first token that is the prompt's last: padding is on the left.
     predictor_K = token_BC[place_K // length, width + place_K % length - 1]
@@ -129,13 +127,13 @@ def pack(
         cell_of_token_S=cell_S,
         filled_BC=filled_BC,
         leader_B=leader_B,
-        leaders_P=_true_places(owns_B, num_prompts),
+        leaders_P=_true_places(owns_B, sizes.num_prompts),
         predictor_K=predictor_K,
         label_K=completion_ids_BT.flatten()[place_K],
         place_K=place_K,
         prompt_width=width,
-        prompt_lengths=sizes[3],
-        leaders=sizes[4],
+        prompt_lengths=sizes.prompt_lengths,
+        leaders=sizes.leaders,
     )
 
 
@@ -164,17 +162,22 @@ def _check_shapes(
         )
 
 
+class _Sizes(NamedTuple):
+    num_tokens: int
+    num_prompts: int
+    num_scored: int
+    prompt_lengths: list[int]
+    leaders: list[int]
+
+
 def _read_sizes(
     prompt_ids_BW: Tensor,
     prompt_mask_BW: Tensor,
     completion_mask_BT: Tensor,
     leader_B: Tensor,
     laid_BC: Tensor,
-) -> tuple[int, int, int, list[int], list[int]]:
-    """Numbers of packed tokens, prompts, scored tokens; prompt length and leader of each row.
-
-    With the checks that need values.
-    """
+) -> _Sizes:
+    """What is read back from the device, with the checks that need values."""
     # One tensor and one tolist: each number read by itself would make the host wait for the device.
     tokens_BW = prompt_ids_BW.masked_fill(~prompt_mask_BW, -1)
     sizes = torch.stack(
@@ -196,7 +199,7 @@ def _read_sizes(
             "number the groups by prompt (group_by_prompt)."
         )
     lengths, leaders = rows[: len(leader_B)], rows[len(leader_B) :]
-    return num_tokens, num_prompts, num_scored, lengths, leaders
+    return _Sizes(num_tokens, num_prompts, num_scored, lengths, leaders)
 
 
 def _true_places(mask: Tensor, num_true: int) -> Tensor:

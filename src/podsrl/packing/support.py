@@ -11,10 +11,10 @@ from podsrl.packing.attention import (
     FLASH,
     SHARED_PREFIX,
     attention_inputs,
-    layer_windows,
     use_shared_prefix,
 )
 from podsrl.packing.log_probs import packed_log_probs, unwrap
+from podsrl.packing.masks import layer_windows
 from podsrl.packing.pack import pack
 
 PACKABLE_ATTENTION = ("sdpa", SHARED_PREFIX, FLASH, "flex_attention", "eager")
