@@ -110,7 +110,8 @@ def test_weights_that_are_no_numbers_are_not_saved(
     train: Callable[..., tuple[int, Path]], capfd: Any
 ) -> None:
     """Decay by 1e38 x 100 in one step: infinite when the step's checkpoint is due."""
-    status, folder = train(learning_rate="1e38", weight_decay=100, save_strategy="steps")
+    more = {"save_strategy": "steps", "save_steps": 1}
+    status, folder = train(learning_rate="1e38", weight_decay=100, **more)
     last = capfd.readouterr().err.splitlines()[-1]
     assert status == 1 and "the weights" in last and "NaN or infinity" in last
     assert checkpoints(folder) == [] and not (folder / "model").exists()

@@ -1,11 +1,9 @@
 """--resume: from the newest whole checkpoint to the same bits, or a line that says why not."""
 
-import json
 import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import pytest
 
 from helpers.tiny_runs import NUM_STEPS, flags, learned, rows_of, same_model, write_questions
 from podsrl.cli.train import main
+from podsrl.report.read import read_comparisons
 from podsrl.runs.changes import changed_settings, fingerprint, told
 from podsrl.runs.claims import try_claim
 from podsrl.runs.folder import read_json, write_json
@@ -261,9 +260,21 @@ def test_files_of_another_run_are_not_written_over(
 
 def test_a_run_from_before_manifests_and_claims_goes_on(half: Path, resume: Resume) -> None:
     (half / "checkpoint-2" / "manifest.json").unlink()
-    config = read_json(half / "config.json")
+    make_old(half)
+    assert resume(half) == 0
+    assert read_json(half / "result.json")["steps"] == NUM_STEPS
+
+
+def make_old(folder: Path) -> None:
+    """Take out of config.json what an older version did not know."""
+    config = read_json(folder / "config.json")
     for name in ("resume_with_changes", "long_prompts", "reward_timeout_seconds"):
         del config[name]
-    (half / "config.json").write_text(json.dumps(config))
-    assert resume(half) == 0
-    assert time.time() - (half / "result.json").stat().st_mtime < 60
+    write_json(folder / "config.json", config)
+
+
+def test_a_run_from_before_is_one_arm_with_a_new_one(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "old")
+    make_old(tmp_path / "old")
+    (comparison,) = read_comparisons([finished, tmp_path / "old"])
+    assert [len(arm.runs) for arm in comparison.arms.values()] == [2]

@@ -31,8 +31,18 @@ ABOUT = (
     "seeds",
 )
 LEFT_OUT = ", so it is left out if another run of the arm has finished"
-NOT_AN_ARM = ("seed", "data_seed", "output_dir", "run_name", "logging_dir", "resume")
-"""Settings in which the runs of one arm may differ."""
+NOT_AN_ARM = (
+    "seed",
+    "data_seed",
+    "output_dir",
+    "run_name",
+    "logging_dir",
+    "resume",
+    "resume_with_changes",
+    "reward_timeout_seconds",
+    "long_prompts",
+)
+"""Settings in which the runs of one arm may differ; the last three are not in older folders."""
 
 
 def read_comparisons(
