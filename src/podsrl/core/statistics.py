@@ -68,8 +68,7 @@ def mask_statistics(
 ) -> dict[str, Tensor]:
     """`selection_statistics` of a mask (P, N).
 
-    is_best: whether `max_variance` chose, whose share of the best variance is 1 by what it is, so
-    that it need not run a second time.
+    is_best: whether `max_variance` chose, so that its share is 1 and it need not run once more.
     """
     counts_P = kept_PN.sum(1)
     kept_rewards_PN = rewards_PN.double().masked_fill(~kept_PN, torch.nan)

@@ -57,13 +57,9 @@ class ObjectiveStep:
         assert selection is not None and batch.rollouts is not None
         rows, device = batch.share(num_rows), self.host.accelerator.device
         group_B = selection.group_B[rows].to(device)
-        rewards_B = selection.rewards_PN.flatten()[selection.kept_rows_B[rows]]
-        num_rows_each = num_rows / self.host.args.steps_per_generation
-        statistics = {
-            GROUP: group_B,
-            REWARDS: rewards_B.to(device),
-            NUM_ROWS: torch.tensor(num_rows_each, device=device),
-        }
+        rewards_B = selection.rewards_PN.flatten()[selection.kept_rows_B[rows]].to(device)
+        num_rows_each = torch.tensor(num_rows / self.host.args.steps_per_generation, device=device)
+        statistics = {GROUP: group_B, REWARDS: rewards_B, NUM_ROWS: num_rows_each}
         if self.reference is not None:
             # One row per rollout, in order of the processes: a prompt's group may straddle two.
             rows_BN = gather_object(batch.rollouts.inputs)
@@ -96,7 +92,6 @@ class ObjectiveStep:
             completion_mask.shape[1],
             compute_entropy=True,
         )
-        assert entropies_BT is not None
         # TRL computes these only where the policy has moved since it sampled.
         old_BT = inputs.get("old_per_token_logps")
         num_parts = self.host.accelerator.num_processes * self.host.args.steps_per_generation
@@ -112,6 +107,7 @@ class ObjectiveStep:
             num_tokens=num_tokens / num_parts,
             extras=self._extras(inputs),
         )
+        assert entropies_BT is not None
         return batch, entropies_BT
 
     def _extras(self, inputs: dict[str, Any]) -> dict[str, Tensor]:

@@ -43,11 +43,10 @@ def fill_in_objective_options(config: "PODSConfig") -> None:
     Raises `ValueError` for an unknown objective, for options of another one, and for a strength
     that is not above 0.
     """
-    if config.objective != GRPO and config.objective not in OBJECTIVES:
+    if config.objective not in (GRPO, *OBJECTIVES):
         known = ", ".join([GRPO, *OBJECTIVES])
         raise ValueError(f"objective is {config.objective!r}; choose one of {known}.")
-    objective = OBJECTIVES.get(config.objective)
-    options = objective.options if objective else {}
+    options = OBJECTIVES[config.objective].options if config.objective in OBJECTIVES else {}
     for name in sorted({name for each in OBJECTIVES.values() for name in each.options}):
         value = getattr(config, name)
         if name in options and value is None:
