@@ -118,7 +118,9 @@ def test_a_torn_line_of_metrics_does_not_stop_a_resume(tmp_path: Path) -> None:
     assert rows == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.3}]
 
 
-@pytest.mark.parametrize("content", [b"", b"\0" * 400, gzip.compress(b'{"form')])
+@pytest.mark.parametrize(
+    "content", [b"", b"\0" * 400, gzip.compress(b'{"form')], ids=["empty", "zeros", "torn"]
+)
 def test_a_rollout_log_without_a_whole_line_is_begun_anew(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / FILE_NAME
     path.write_bytes(content)
