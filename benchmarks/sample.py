@@ -5,8 +5,9 @@
 Both arms draw from the same four prompts, in turn, `--repeats` times after one round to warm up,
 with end tokens ("until the end") and without ("all tokens", equal work in both arms). The JSON
 holds medians, tokens per second, our seconds per phase, and the floor: the matrix products that
-must be computed over what a large matrix product reaches in the same run. On a machine that others
-use, compare processor seconds under OMP_NUM_THREADS=1; they leave out waiting.
+must be computed over what a large matrix product reaches in the same run. With `--lora-rank` the
+model has adapters on all projections, and a third arm samples without merging them. On a machine
+that others use, compare processor seconds under OMP_NUM_THREADS=1; they leave out waiting.
 """
 
 import argparse
@@ -16,10 +17,12 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model
 
 from podsrl.models import load_model, load_tokenizer
 from podsrl.sampling import sample as sampling
@@ -63,6 +66,15 @@ def run_ours(
     return sum(map(len, result.completion_ids))
 
 
+def run_unmerged(*request: Any) -> int:
+    """`run_ours` with the adapters beside their weights."""
+    merged, sampling.merged_adapters = sampling.merged_adapters, lambda *_, **__: nullcontext()
+    try:
+        return run_ours(*request)
+    finally:
+        sampling.merged_adapters = merged
+
+
 def run_generate(
     model: Any, prompts: list[list[int]], num_rollouts: int, settings: SamplingSettings, seed: int
 ) -> int:
@@ -102,8 +114,10 @@ def flops_per_cpu_second(dtype: torch.dtype) -> float:
 
 def floor_flops(model: Any, num_prompt_tokens: int, num_tokens: int, num_prompts: int) -> float:
     """2 per weight and token: every layer for all tokens, the output head where one is drawn."""
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
     head = model.get_output_embeddings().weight.numel()
-    layers = sum(p.numel() for p in model.base_model.layers.parameters() if p.ndim == 2)
+    named = model.base_model.layers.named_parameters()
+    layers = sum(p.numel() for name, p in named if p.ndim == 2 and "lora_" not in name)
     return 2.0 * (layers * (num_prompt_tokens + num_tokens) + head * (num_prompts + num_tokens))
 
 
@@ -111,7 +125,9 @@ def compare(
     model: Any, prompts: list[list[int]], num_rollouts: int, settings: SamplingSettings, args: Any
 ) -> dict[str, Any]:
     """Medians of both arms over alternating repeats."""
-    arms = {"generate": run_generate, "sample": run_ours}
+    arms: dict[str, Any] = {"generate": run_generate, "sample": run_ours}
+    if args.lora_rank:
+        arms["unmerged"] = run_unmerged
     rounds = []
     for seed in range(args.repeats + 1):
         if seed == 1:
@@ -126,15 +142,18 @@ def compare(
             run["num_tokens"] / run["seconds"] for run in runs
         )
     ours = result["sample"]
-    ours["cpu_seconds_per_phase"] = {k: v / args.repeats for k, v in args.spent.items()}
+    if "unmerged" not in arms:
+        ours["cpu_seconds_per_phase"] = {k: v / args.repeats for k, v in args.spent.items()}
     # Rollouts end at random lengths; the ratio of times per token does not depend on them.
     for key in ("seconds", "cpu_seconds"):
-        per_token = [
-            (each["generate"][key] / each["generate"]["num_tokens"])
-            / (each["sample"][key] / each["sample"]["num_tokens"])
-            for each in rounds[1:]
-        ]
-        result[f"{key}_speedup"] = statistics.median(per_token)
+        for arm in arms.keys() - {"sample"}:
+            per_token = [
+                (each[arm][key] / each[arm]["num_tokens"])
+                / (each["sample"][key] / each["sample"]["num_tokens"])
+                for each in rounds[1:]
+            ]
+            name = f"{key}_speedup" if arm == "generate" else f"{key}_speedup_of_merging"
+            result[name] = statistics.median(per_token)
     # The first token of a rollout comes from the prompt, which is read once.
     decoded = ours["num_tokens"] - num_rollouts * len(prompts)
     flops = floor_flops(model, sum(map(len, prompts)), decoded, len(prompts))
@@ -150,9 +169,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--new-tokens", type=int, default=24)
     parser.add_argument("--sizes", nargs="*", default=list(SIZES), choices=list(SIZES))
+    parser.add_argument("--lora-rank", type=int, default=0)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     model, tokenizer = load_model(args.model, dtype=args.dtype), load_tokenizer(args.model)
+    if args.lora_rank:
+        config = LoraConfig(r=args.lora_rank, target_modules="all-linear", init_lora_weights=False)
+        model = get_peft_model(model, config)
     prompts = [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": question}], add_generation_prompt=True, return_dict=False

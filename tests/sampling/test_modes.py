@@ -87,7 +87,7 @@ def test_gradients_after_sampling_are_those_without_it() -> None:
     for samples in (False, True):
         model = adapted().train()
         if samples:
-            sample(model, [[5, 6, 7]], 4, settings=SamplingSettings(6, (1,), 0))
+            sample(model, [[5, 6, 7]], 4, settings=SamplingSettings(16, (), 0))
         model(IDS, labels=IDS).loss.backward()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     assert len(gradients[0]) == 28  # A and B of 14 layers
@@ -99,8 +99,10 @@ def test_sampling_runs_on_merged_weights() -> None:
     model.get_base_model().register_forward_hook(
         lambda *_: seen.append(sum(bool(getattr(m, "merged", False)) for m in model.modules()))
     )
-    sample(model, [[5, 6, 7]], 4, settings=SamplingSettings(3, (), 0))
-    assert seen == [14] * 3
+    sample(model, [[5, 6, 7]], 4, settings=SamplingSettings(16, (), 0))
+    assert seen == [14] * 16
+    sample(model, [[5, 6, 7]], 4, settings=SamplingSettings(15, (), 0))
+    assert seen[16:] == [0] * 15  # too few steps to pay for the merging
 
 
 def test_two_active_adapters_are_both_merged() -> None:

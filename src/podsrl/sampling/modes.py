@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from podsrl.sampling.memory import SHARE_OF_FREE_MEMORY, free_bytes
 
+MIN_STEPS = 16
 # Rounding may take this share of an adapter when it is added to its weights, by root mean squares.
 FRAC_LOST = 0.05
 
@@ -41,14 +42,15 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> Iterator[None]:
 
 @contextmanager
 def merged_adapters(
-    model: PreTrainedModel, autocast_dtype: torch.dtype | None = None
+    model: PreTrainedModel, autocast_dtype: torch.dtype | None = None, *, num_steps: int = MIN_STEPS
 ) -> Iterator[int]:
     """LoRA adapters added to the weights they adapt; gives how many layers have one product now.
 
     W + scaling B A stands in the place of W, which is not written to: afterwards the very same
     tensor is back, bit for bit, also after an error. autocast_dtype: of the autocast region in
     which the model will run; the sum of float32 weights is kept in it, which is what autocast would
-    make of it, and at every step anew, since it keeps no casts of frozen weights.
+    make of it, and at every step anew, since it keeps no casts of frozen weights. num_steps: steps
+    that will be decoded; below 16 nothing is merged, as it takes the time that some 10 steps save.
 
     Left as they are, and right as they are: adapters that are switched off or merged already,
     DoRA and other variants, quantized layers, weights that another module uses too (a tied head),
@@ -60,7 +62,8 @@ def merged_adapters(
     """
     swapped: list[tuple[Any, Tensor]] = []
     try:
-        for layer in _mergeable(model) if hasattr(model, "peft_config") else []:
+        pays = hasattr(model, "peft_config") and num_steps >= MIN_STEPS
+        for layer in _mergeable(model) if pays else []:
             weight = layer.get_base_layer().weight
             if (merged := _merged_weight(layer, weight.data, autocast_dtype)) is not None:
                 swapped.append((layer, weight.data))
@@ -105,15 +108,12 @@ def _active(layer: Any) -> list[str]:
 def _merged_weight(layer: Any, weight: Tensor, autocast_dtype: torch.dtype | None) -> Tensor | None:
     """Weight and adapters summed in float32 and rounded once; None if that loses the adapters."""
     with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
-        delta = torch.zeros_like(weight, dtype=torch.float32)
-        for name in _active(layer):
-            delta += layer.get_delta_weight(name)
-        total = weight.float() + delta
-        merged = total.to(weight.dtype)
+        first, *others = (layer.get_delta_weight(name).float() for name in _active(layer))
+        delta = sum(others, first)
+        if weight.dtype == torch.float32:
+            return delta.add_(weight).to(autocast_dtype or torch.float32)
+        merged = (weight.float() + delta).to(weight.dtype)
         # A weight of half precision lies on the grid of that precision: what is added to it
         # vanishes below half a step of the grid, and the policy would not move as it is trained.
-        if (merged.float() - weight.float() - delta).norm() > FRAC_LOST * delta.norm():
-            return None
-        return (
-            total.to(autocast_dtype) if autocast_dtype and weight.dtype == torch.float32 else merged
-        )
+        lost = (merged.float() - weight.float() - delta).norm()
+        return merged if lost <= FRAC_LOST * delta.norm() else None

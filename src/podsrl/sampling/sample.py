@@ -81,7 +81,7 @@ def sample(
     with (
         evaluation(model),
         torch.no_grad(),
-        merged_adapters(model, autocast_dtype),
+        merged_adapters(model, autocast_dtype, num_steps=settings.max_new_tokens),
         autocast(model.device, autocast_dtype),
     ):
         max_rows, share = _plan_rows(model, prompt_ids, num_rollouts, settings, max_rows)
