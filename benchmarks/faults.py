@@ -57,11 +57,16 @@ def main(argv: list[str] | None = None) -> int:
     code = code_under_test()
     rows = {name: ROWS[name] for name in options.rows or ROWS}
     try:
-        make_attempts(rows, options, code)
+        if not options.summary:
+            make_attempts(rows, options, code)
     except KeyboardInterrupt:
         print(f"\nstopped; what is done is in {options.log}, and the same command goes on")
         return 130
     summary = summarise(read_log(options.log, code), code)
+    for earlier in options.also:
+        for name, row in summarise(read_log(options.log, earlier), earlier)["rows"].items():
+            if row["attempts"] > summary["rows"][name]["attempts"]:
+                summary["rows"][name] = row
     if options.before:
         earlier = summarise(read_log(options.log, options.before), options.before)
         counts = ("attempts", "failures")
@@ -95,6 +100,16 @@ def build_parser() -> argparse.ArgumentParser:
         "--scratch", type=Path, default=Path("runs/faults"), help="default: %(default)s"
     )
     parser.add_argument("--output", metavar="JSON", help="for example benchmarks/faults.json")
+    parser.add_argument(
+        "--summary", action="store_true", help="attempt nothing, sum up what the log holds"
+    )
+    parser.add_argument(
+        "--also",
+        nargs="+",
+        default=[],
+        metavar="CODE",
+        help="take a row from this code in the log where it has more attempts; the JSON says so",
+    )
     parser.add_argument(
         "--before", metavar="CODE", help="add the counts of this code, as the log names it"
     )
@@ -163,6 +178,7 @@ def summarise(lines: list[dict[str, Any]], code: str) -> dict[str, Any]:
             outcomes[line["outcome"]] = outcomes.get(line["outcome"], 0) + 1
         rows[name] = {
             "about": row.about,
+            "code": code,
             "planned": row.full,
             "attempts": len(tried),
             "failures": len(failed),

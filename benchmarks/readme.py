@@ -1,4 +1,4 @@
-"""Write the tables of README.md, docs/results.md and docs/methods.md from what benchmarks/ holds.
+"""Write the tables of README.md and docs/ from what benchmarks/ holds.
 
 python benchmarks/readme.py           rewrite them
 python benchmarks/readme.py --check   fail if they are not what it would write
@@ -195,6 +195,21 @@ def selection_table() -> str:
     return table(("groups x n", "podsrl", "times a loop over groups", "times a plain sort"), rows)
 
 
+def faults_table() -> str:
+    """Attempts and failures, row by row, today and before the mends."""
+    found = read("faults")
+    rows = []
+    for name, row in found["rows"].items():
+        before = found.get("before", {}).get("rows", {}).get(name, {"attempts": 0, "failures": 0})
+        earlier = f"{before['failures']} of {before['attempts']}" if before["attempts"] else ""
+        rows.append(
+            (f"`{name}`", row["about"], f"{row['attempts']}", f"{row['failures']}", earlier)
+        )
+    total = [sum(row[key] for row in found["rows"].values()) for key in ("attempts", "failures")]
+    rows.append(("", "in all", f"{total[0]}", f"{total[1]}", ""))
+    return table(("row", "what was tried", "attempts", "failures", "failures before"), rows)
+
+
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     """A Markdown table."""
     lines = [head, tuple("---" for _ in head), *rows]
@@ -210,6 +225,7 @@ TABLES = {
         "selection": selection_table,
     },
     "docs/methods.md": {"methods": methods_table},
+    "docs/reliability.md": {"faults": faults_table},
 }
 
 

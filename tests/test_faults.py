@@ -3,6 +3,9 @@
 import gzip
 import json
 import math
+import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,8 @@ from fault_rows.server import Ended
 from helpers.arms import ROWS, write_comparison
 from podsrl.cli import main
 
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs" / "reliability.md"
 PLANNED = {
     ("kill", "kill_checkpoint", "kill_model", "kill_evaluation"): 300, ("damage",): 50,
     ("recipes",): 100, ("data",): 60, ("misuse",): 60, ("rewards",): 40, ("answers",): 40,
@@ -109,6 +114,26 @@ def test_the_log_is_read_up_to_a_torn_line_and_for_one_code(tmp_path: Path) -> N
     assert faults.summarise(read, "a")["rows"]["races"]["attempts"] == 0
 
 
+def test_rows_of_other_code_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code b has 1 of row kill and 2 of races, code a 2 of kill: the JSON takes 2 and 2."""
+    tried = {"failure": None, "outcome": "x"}
+    log = tmp_path / "log.jsonl"
+    found = [("a", "kill", 0), ("a", "kill", 1), ("b", "kill", 0), ("b", "races", 0)]
+    found += [("b", "races", 1), ("c", "kill", 0)]
+    lines = [{"code": code, "row": row, "number": i, **tried} for code, row, i in found]
+    lines[-1]["failure"] = "hung"
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setattr(faults, "code_under_test", lambda: "b")
+    monkeypatch.setattr(faults, "make_attempts", lambda *_: None)
+    words = ["--log", str(log), "--output", str(tmp_path / "j"), "--also", "a", "--before", "c"]
+    assert faults.main(words) == 0
+    content = json.loads((tmp_path / "j").read_text())
+    kill, races = content["rows"]["kill"], content["rows"]["races"]
+    assert (kill["code"], kill["attempts"]) == ("a", 2)
+    assert (races["code"], races["attempts"]) == ("b", 2)
+    assert content["before"]["rows"]["kill"] == {"attempts": 1, "failures": 1}
+
+
 def test_help_names_every_row(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         faults.main(["--help"])
@@ -124,3 +149,29 @@ def test_a_report_bears_dollars_in_names_and_a_torn_line(tmp_path: Path) -> None
         file.write('{"mark_seconds": 12, "acc')
     assert main(["report", str(folder)]) == 0
     assert "$\\frac{$" in (folder / "report/report.html").read_text("utf-8")
+
+
+def test_every_failure_has_tests_that_are_there() -> None:
+    """The table of docs/reliability.md: 1 to 17, each with tests by file and name."""
+    lines = re.findall(r"^\| (\d+) \|.*\| (`tests/.*) \|$", DOCS.read_text("utf-8"), re.M)
+    assert [int(number) for number, _ in lines] == list(range(1, 18))
+    for _, tests in lines:
+        file = ""
+        for path, name in re.findall(r"`([\w/.]*)::(\w+)`", tests):
+            file = path or file
+            assert f"def {name}(" in (ROOT / file).read_text("utf-8"), f"{file}::{name}"
+
+
+@pytest.mark.slow
+def test_the_small_version_holds(tmp_path: Path) -> None:
+    """`--quick`, all rows in one test, in a process that has no threads when it forks."""
+    command = [sys.executable, str(Path(faults.__file__)), "--quick"]
+    command += ["--output", str(tmp_path / "faults.json"), "--log", str(tmp_path / "log.jsonl")]
+    command += ["--scratch", str(tmp_path / "scratch")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode in (0, 1), done.stdout[-2000:] + done.stderr[-3000:]
+    assert not any((tmp_path / "scratch").iterdir())
+    rows = json.loads((tmp_path / "faults.json").read_text())["rows"]
+    assert not {name: row["first_failures"] for name, row in rows.items() if row["failures"]}
+    for name, row in faults.ROWS.items():
+        assert rows[name]["attempts"] == (0 if row.needs_root and os.geteuid() else row.quick)
