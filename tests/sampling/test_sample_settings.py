@@ -1,5 +1,6 @@
 """Which generation configs are served, which are refused and why, and what chunks are planned."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ from transformers import (
     MambaForCausalLM,
 )
 
-from helpers.tiny import FAMILIES, make_model
+from helpers.harness import build
+from helpers.tiny import FAMILIES, make_model, save_tiny
 from podsrl.sampling.cache import RolloutCache
 from podsrl.sampling.memory import (
     bytes_per_row,
@@ -251,3 +253,23 @@ def test_rows_within_a_budget() -> None:
 
 def test_free_memory_is_between_nothing_and_a_petabyte() -> None:
     assert 1 << 20 < free_bytes(torch.device("cpu")) < 1 << 50
+
+
+def test_a_static_cache_goes_to_generate_with_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = save_tiny(tmp_path / "model")
+    options = {"max_steps": 2, "cache_implementation": "static"}
+    trainer = build(folder, tmp_path / "run", **options)
+    generate, caches = trainer.model.generate, []
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        caches.append(kwargs["generation_config"].cache_implementation)
+        return generate(*args, **kwargs)
+
+    trainer.model.generate = spy
+    with caplog.at_level("WARNING", logger="podsrl.trl.sampling"):
+        trainer.train()
+    messages = [r.getMessage() for r in caplog.records if r.name == "podsrl.trl.sampling"]
+    assert len(messages) == 1 and "cache_implementation=static is not implemented" in messages[0]
+    assert caches == ["static"] * 2

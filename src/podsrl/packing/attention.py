@@ -108,6 +108,7 @@ def shared_prefix(packed: PackedBatch, max_lengths: int | None = MAX_LENGTHS) ->
     """
     num_rows, num_columns = packed.filled_BC.shape
     width, device = packed.prompt_width, packed.filled_BC.device
+    # From lists on the host: to ask the device for rows of a length would be to wait for it.
     lengths = packed.prompt_lengths
     padded = max_lengths is not None and len(set(lengths)) > max_lengths
     length_of = [width] * num_rows if padded else lengths
