@@ -113,8 +113,19 @@ def test_weights_that_are_no_numbers_are_not_saved(
     more = {"save_strategy": "steps", "save_steps": 1}
     status, folder = train(learning_rate="1e38", weight_decay=100, **more)
     last = capfd.readouterr().err.splitlines()[-1]
-    assert status == 1 and "the weights" in last and "NaN or infinity" in last
+    assert status == 1
+    assert "the weights hold NaN or infinity, which a lower learning_rate may avoid" in last
     assert checkpoints(folder) == [] and not (folder / "model").exists()
+
+
+def test_an_error_that_such_weights_lead_to_is_told_by_its_cause(
+    train: Callable[..., tuple[int, Path]], capfd: Any
+) -> None:
+    """Nothing is saved before the second step, which cannot sample from them."""
+    status, folder = train(learning_rate="1e38", weight_decay=100)
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert status == 1 and checkpoints(folder) == []
+    assert "step 2 failed: the weights hold NaN or infinity" in last
 
 
 def full(*_: Any, **__: Any) -> None:

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from helpers.tiny_runs import NUM_STEPS, flags, learned, rows_of, same_model, write_questions
 from podsrl.cli.train import main
 from podsrl.report.read import read_comparisons
 from podsrl.runs.changes import changed_settings, fingerprint, told
-from podsrl.runs.claims import try_claim
+from podsrl.runs.claims import forget_claims, try_claim
 from podsrl.runs.folder import read_json, write_json
+from podsrl.runs.settings import SettingsParser
+from podsrl.runs.training import prepare_run
 
 Resume = Callable[..., int]
 
@@ -231,20 +234,20 @@ def test_the_claim_of_a_dead_process_is_taken_over(half: Path, resume: Resume) -
     assert resume(half) == 0
 
 
-def test_two_runs_at_the_same_moment_get_a_folder_each(
+def test_a_folder_is_the_first_one_s_before_anything_is_written(
     tiny_folder: str, sums: Path, tmp_path: Path
 ) -> None:
-    """Both look for a free folder when neither has written a setting."""
-    words = flags(tiny_folder, sums, tmp_path / "run", evaluate_limit=0, max_steps=2)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "podsrl.cli", "train", *words]
-    processes = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) for _ in range(2)
-    ]
-    assert [process.wait(timeout=300) for process in processes] == [0, 0]
-    for name in ("run", "run-2"):
-        assert [row["step"] for row in rows_of(tmp_path / name)] == [1, 2]
-    assert not (tmp_path / "run-3").exists()
+    """Two runs look for a free folder when neither has written a setting; one of them ends."""
+    words = flags(tiny_folder, sums, tmp_path / "run")
+    first, second = (
+        prepare_run(*SettingsParser().parse(words), Console(quiet=True)) for _ in range(2)
+    )
+    assert (first.folder.name, second.folder.name) == ("run", "run-2")
+    for run in (first, second):
+        assert [path.name for path in run.folder.iterdir()] == ["claim-1.json"]
+    forget_claims(first.folder)
+    third = prepare_run(*SettingsParser().parse(words), Console(quiet=True))
+    assert third.folder.name == "run"
 
 
 def test_files_of_another_run_are_not_written_over(

@@ -70,10 +70,7 @@ class StepBoundary(TrainerCallback):
         if self.saves_end and self.at_end(state):
             control.should_save = True
         if control.should_save and not is_finite(self.trainer.model):
-            raise FloatingPointError(
-                f"the weights after step {self.step} hold NaN or infinity: no checkpoint is made "
-                "of them; a lower learning_rate, or max_grad_norm, may keep them finite"
-            )
+            raise FloatingPointError(f"step {self.step} made them so: they are not saved")
         return control
 
     def on_save(
@@ -135,6 +132,8 @@ def failure(error: BaseException, boundary: StepBoundary, folder: Path) -> Train
     """Save what can be saved after an error in training, and say how the run stands."""
     # Before what was torn is removed, which may make room.
     what, disk_full = in_words(error, folder), is_disk_full(error, folder)
+    if not disk_full and not is_finite(boundary.trainer.model):
+        what = f"the weights hold NaN or infinity, which a lower learning_rate may avoid ({what})"
     not_saved = boundary.save_after_error()
     newest, _ = newest_whole(folder)
     if newest is None:
