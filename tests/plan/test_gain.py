@@ -28,7 +28,7 @@ def pilot_of(counts: list[int], size: int = 16, noise: Noise = KNOWN) -> Pilot:
 
 def advice_on(pilot: Pilot, prices: Costs, num_kept: int = 16, memory_gib: float = 8.0):
     rates = success_rates(pilot)
-    return rates, advise(rates, pilot.noise, prices, num_kept, memory_gib)
+    return rates, advise(rates, pilot.noise, prices, num_kept, memory_gib, dead_rows_free=False)
 
 
 def test_arms_to_compare():
@@ -113,8 +113,11 @@ def test_graded_prediction_agrees_with_the_fit_on_0_and_1():
     torch.manual_seed(0)
     rewards = torch.bernoulli(torch.full((64, 512), 0.15, dtype=torch.float64))
     pilot = Pilot(rewards, KNOWN, 64, 512, 0, 0.0)
-    measured = advise(_graded(pilot), KNOWN, costs(1.0, 0.1, 0.2), 16, 8.0)
-    fitted = advise(success_rates(pilot), KNOWN, costs(1.0, 0.1, 0.2), 16, 8.0)
+    prices = costs(1.0, 0.1, 0.2)
+    measured, fitted = (
+        advise(rates, KNOWN, prices, 16, 8.0, dead_rows_free=True)
+        for rates in (_graded(pilot), success_rates(pilot))
+    )
     for one, other in zip(measured.gains, fitted.gains, strict=True):
         assert one.time_ratio[0] == pytest.approx(other.time_ratio[0], rel=0.06), one.arm
         assert one.frac_dead[0] == pytest.approx(other.frac_dead[0], abs=0.04), one.arm

@@ -167,6 +167,7 @@ def test_plan_with_a_pilot_of_a_tiny_model(tiny_folder, tmp_path, capsys):
     assert content["pilot"]["num_prompts"] == 6 and content["pilot"]["num_rollouts"] == 8
     best = max(content["gains"], key=lambda gain: gain["time_ratio"][1])
     assert content["advice"]["arm"] == best["arm"]
+    assert content["dead_rows_free"] is True
     planned = yaml.safe_load((tmp_path / "plan" / "recipe.yaml").read_text())
     assert (planned["num_rollouts"], planned["num_generations"]) == (
         best["num_rollouts"],
@@ -175,6 +176,13 @@ def test_plan_with_a_pilot_of_a_tiny_model(tiny_folder, tmp_path, capsys):
     told = capsys.readouterr().out
     assert "pilot: 48 rollouts of 6 prompts" in told and content["advice"]["verdict"] in told
     assert files[1].stat().st_size > 5000
+
+
+def test_whether_dead_rows_would_be_left_out():
+    recipe = {"num_generations": 4, "num_rollouts": 4}
+    assert plan_measure.skips_dead_rows({**recipe, "beta": 0.0})
+    assert not plan_measure.skips_dead_rows({**recipe, "beta": 0.1})
+    assert not plan_measure.skips_dead_rows({**recipe, "beta": 0.0, "skip_dead_rows": False})
 
 
 def test_what_the_pilot_could_not_do_is_refused_first(tmp_path, capsys):

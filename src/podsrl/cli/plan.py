@@ -179,12 +179,14 @@ def _predict(
     """What a pilot says of each arm, told and for plan.json, and the arm to train with."""
     from podsrl.plan.fit import propose_arm
     from podsrl.plan.gain import advise, success_rates
+    from podsrl.plan.measure import skips_dead_rows
     from podsrl.plan.pilot import run_pilot
     from podsrl.plan.tell import as_json, draw, lines
 
     pilot = run_pilot(recipe, options.pilot, options.pilot_rollouts)
     rates = success_rates(pilot)
-    advice = advise(rates, pilot.noise, costs, plan.num_kept, memory)
+    free = skips_dead_rows(recipe)
+    advice = advise(rates, pilot.noise, costs, plan.num_kept, memory, dead_rows_free=free)
     for line in lines(pilot, rates, advice):
         console.print(line)
     if options.figure:
@@ -198,7 +200,7 @@ def _predict(
         pays=advice.pays,
         reasons=(advice.verdict,),
     )
-    return as_json(pilot, rates, advice), proposal
+    return as_json(pilot, rates, advice) | {"dead_rows_free": free}, proposal
 
 
 def _measure(

@@ -22,8 +22,6 @@ NUM_KEPT = (4, 8, 16, 32)
 ROLLOUTS_PER_KEPT = (1, 2, 3, 4, 6, 8)
 LARGEST_GRPO = 64
 EVERY_RHO = (0.0, 0.1, 0.3, 1.0, 3.0, math.inf)
-# podsrl trains on the rows of a dead group, too; a step is a + b n + c m seconds in every arm.
-DEAD_ROWS_FREE = False
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 NUM_DRAWS, NUM_RESAMPLED = 8, 400
 
@@ -148,14 +146,14 @@ def advise(
     num_kept: int,
     memory_gib: float,
     *,
-    dead_rows_free: bool = DEAD_ROWS_FREE,
+    dead_rows_free: bool,
 ) -> Advice:
     """Compare the arms with GRPO of the recipe's m, at as many prompts a step, and recommend one.
 
-    The time ratio is `theory.time_ratio`. Its interval spans the likely success rates and the
-    interval of rho together; the seconds are taken as measured. Recommended is the largest lower
-    bound. PODS cannot win when it is not ahead of the best GRPO for any likely success rates and
-    any rho of its interval.
+    The time ratio is `theory.time_ratio`; with `dead_rows_free` an update costs c m P(alive). Its
+    interval spans the likely success rates and the interval of rho together; the seconds are taken
+    as measured. Recommended is the largest lower bound. PODS cannot win when it is not ahead of the
+    best GRPO for any likely success rates and any rho of its interval.
     """
     fitting = [
         (n, m)

@@ -34,6 +34,8 @@ MEASURING = {
     "resume": False,
     "fast_sampling": True,
     "packed_update": True,
+    # Whether a step has dead rows is chance: c is what a live one costs.
+    "skip_dead_rows": False,
 }
 NUM_WARM_UP = 1
 
@@ -63,6 +65,15 @@ def layout(config: PODSConfig) -> Layout:
     assert config.num_rollouts is not None
     num_prompts = rows // config.num_generations
     return Layout(config.num_rollouts, config.num_generations, num_prompts, micro_batches)
+
+
+def skips_dead_rows(recipe: Mapping[str, Any]) -> bool:
+    """Whether training with packed updates would leave dead rows out, n = m included.
+
+    Example: a recipe with beta 0 does, one with beta 0.1 does not, nor one that says
+    skip_dead_rows: false.
+    """
+    return bool(parse_settings({**recipe, "packed_update": True})[1].skip_dead_rows)
 
 
 def settings_at(
