@@ -45,6 +45,7 @@ what is sampled and kept
                           variance; rewards lie in --reward_bounds (default: the task's)
   --fast_sampling, --packed_update   true or false: read each prompt once for all its rollouts,
                           when sampling and when updating (default: where it is supported)
+  --skip_dead_rows        true or false: leave kept rollouts that teach nothing out of the update
 
 what is minimised
   --advantage NAME        grpo (default), dr_grpo, rloo, krpo
