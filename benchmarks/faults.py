@@ -21,9 +21,13 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
+
+# The rows are shared with tests/test_faults.py, which runs a small version of each.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from fault_rows import answers, damage, data, kills, memory, misuse, recipes, rewards, together
 from fault_rows.case import Attempt, Bench, Row, Verdict, make_bench

@@ -2,10 +2,10 @@
 
     python benchmarks/theory.py [--authors curves.csv] [--output benchmarks]
 
-Writes theory.json and theory.png, in about a minute on one core. With --authors, the accuracy
-curves of the authors' released runs (columns setting, run, hours, step, dataset, ans_acc_mean) are
-read, too: time and steps to thresholds with bootstrap intervals over runs, and where each curve
-settles. Without it those figures of an earlier theory.json are kept.
+Writes theory.json and docs/figures/theory.png, in about a minute on one core. With --authors, the
+accuracy curves of the authors' released runs (columns setting, run, hours, step, dataset,
+ans_acc_mean) are read, too: time and steps to thresholds with bootstrap intervals over runs, and
+where each curve settles. Without it those figures of an earlier theory.json are kept.
 """
 
 import argparse
@@ -33,6 +33,7 @@ from podsrl.core.theory import (
     time_ratio,
 )
 
+FIGURE = Path(__file__).resolve().parents[1] / "docs/figures/theory.png"
 RHOS = (0.0, 0.3, 1.0, math.inf)
 RATES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 SIZES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
@@ -269,7 +270,7 @@ def main() -> None:
         for name, table in written(content).items()
     ]
     path.write_text("{\n" + ",\n".join(tables) + "\n}\n", encoding="utf-8")
-    draw(options.output / "theory.png")
+    draw(FIGURE)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Fixtures shared by all tests; tests must not reach for a model hub."""
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -13,6 +14,9 @@ from helpers.tiny import save_tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
+
+# A suite that is started with nohup ignores hang-ups, and so would the runs that it starts.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

@@ -15,10 +15,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import faults
+
 from fault_rows import answers, damage, data, kills, misuse, moments, outcome, recipes, rewards
 from fault_rows.case import spread
 from fault_rows.server import Ended
-
 from helpers.arms import ROWS, write_comparison
 from podsrl.cli import main
 
