@@ -1,11 +1,11 @@
-"""What it costs that threads wait asleep, on a quiet machine and beside other work.
+"""How long threads should wait awake, on a quiet machine and beside other work.
 
     python benchmarks/waiting.py --output benchmarks/waiting.json
 
 Each arm is `podsrl train` of a recipe in a process of its own, because OpenMP reads its policy
-once: passive (our default), library (GNU OpenMP's own: it spins 300,000 times, then sleeps) and
-active (it spins on). Each is run alone and beside as many busy processes as there are cores, in
-turn, `--repeats` times. The first step of a process is not counted; the JSON holds each step's
+once: brief (our default: it looks 3,000 times, then sleeps), passive (it sleeps at once), library
+(GNU OpenMP's own: 300,000 times) and active (it spins on). Each is run alone and beside as many
+busy processes as there are cores, in turn, `--repeats` times. The first step of a process is not counted; the JSON holds each step's
 seconds, by phase, and medians. Run it on a machine that does nothing else: `--busy 0` leaves the
 second half out.
 """
@@ -21,10 +21,11 @@ from typing import Any
 
 import torch
 
-from podsrl.cli.waiting import DECIDED
+from podsrl.cli.waiting import DECIDED, NUM_LOOKS
 from podsrl.runs.folder import device_name, read_metrics, versions, write_json
 
 ARMS = {
+    "brief": {"GOMP_SPINCOUNT": str(NUM_LOOKS)},
     "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
     "library": {"GOMP_SPINCOUNT": "300000"},
     "active": {"OMP_WAIT_POLICY": "ACTIVE"},

@@ -3,10 +3,10 @@
 import importlib
 import sys
 
-from podsrl.cli.waiting import wait_passively
+from podsrl.cli.waiting import wait_briefly
 
 # Here, because `python -m podsrl.cli.VERB` imports this file first and torch with the verb.
-wait_passively()
+wait_briefly()
 
 VERBS = {
     "train": "train a language model with PODS from a recipe",
