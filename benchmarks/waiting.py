@@ -5,9 +5,9 @@
 Each arm is `podsrl train` of a recipe in a process of its own, because OpenMP reads its policy
 once: brief (our default: it looks 3,000 times, then sleeps), passive (it sleeps at once), library
 (GNU OpenMP's own: 300,000 times) and active (it spins on). Each is run alone and beside as many
-busy processes as there are cores, in turn, `--repeats` times. The first step of a process is not counted; the JSON holds each step's
-seconds, by phase, and medians. Run it on a machine that does nothing else: `--busy 0` leaves the
-second half out.
+busy processes as there are cores, in turn, `--repeats` times. The first step of a process is not
+counted; the JSON holds each step's seconds, by phase, and medians. Run it on a machine that does
+nothing else: `--busy 0` leaves the second half out.
 """
 
 import argparse
