@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from podsrl.packing.live import live_rows, mean_of, spread
+from podsrl.packing.live import live_rows, mean_of, spread, teaching
 from podsrl.packing.serve import LogProbs
 
 
@@ -17,6 +17,12 @@ def test_live_rows_are_those_that_teach_or_all_or_the_shortest():
     assert live_rows(torch.zeros(4, dtype=torch.bool), mask_BT).tolist() == [2]  # first of shortest
     # A row that is all there is: nothing could be left out.
     assert live_rows(torch.tensor([False]), mask_BT[:1]).tolist() == [0]
+
+
+def test_a_row_teaches_where_any_of_its_advantages_is_not_0():
+    assert teaching(torch.tensor([0.0, -1.0, 2.0])).tolist() == [False, True, True]
+    per_token_BT = torch.tensor([[0.0, 0.0], [0.0, -1.0], [2.0, 0.0]])
+    assert teaching(per_token_BT).tolist() == [False, True, True]
 
 
 def test_spread_puts_values_back_and_sends_gradients_to_them_alone():

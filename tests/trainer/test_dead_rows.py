@@ -12,6 +12,7 @@ from helpers.harness import reward_of_hard_questions as hard_only
 from helpers.tiny import digit_reward
 from podsrl import PODSConfig
 from podsrl.trl.checks import LOSSES_OF_ADVANTAGES
+from podsrl.trl.dealing import deal_by_prompt
 
 SGD = {"optim": "sgd", "learning_rate": 0.5, "max_grad_norm": 0.0}
 
@@ -225,3 +226,19 @@ def test_on_where_rows_are_packed_and_so_not_where_n_is_m() -> None:
     assert PODSConfig("unused", num_rollouts=8, **settings).skip_dead_rows is True
     # As arms of a comparison are: GRPO has what PODS has.
     assert PODSConfig("unused", num_rollouts=4, packed_update=True, **settings).skip_dead_rows
+
+
+def test_advantages_per_token_are_dealt_by_rows() -> None:
+    """Subclasses of GRPOTrainer may give one advantage a token; rows come two a prompt."""
+    advantages_BT = torch.tensor([[0.0, 0.0]] * 4 + [[0.0, 1.0]] * 4)
+    rows = torch.arange(8)
+    batch = {
+        "prompt_ids": rows.div(2, rounding_mode="floor")[:, None] + 5,
+        "prompt_mask": torch.ones(8, 1, dtype=torch.long),
+        "completion_mask": torch.ones(8, 2, dtype=torch.long),
+        "advantages": advantages_BT,
+    }
+    halves = [{key: value[part] for key, value in batch.items()} for part in (rows[:4], rows[4:])]
+    dealt = deal_by_prompt(halves, whole=False, skips_dead=True)
+    # Two prompts live and two do not: each micro-batch has one of each.
+    assert [int(each["advantages"].any(1).sum()) for each in dealt] == [2, 2]

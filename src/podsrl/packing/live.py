@@ -6,6 +6,14 @@ Shape letters: B rows, T completion tokens, L live rows.
 from torch import Tensor
 
 
+def teaching(advantages: Tensor) -> Tensor:
+    """Whether each row has an advantage but 0, bool (B,), of advantages (B,) or per token (B, T).
+
+    Example: (0, -1) give (False, True).
+    """
+    return advantages.flatten(1).ne(0).any(1) if advantages.ndim > 1 else advantages.ne(0)
+
+
 def live_rows(teaches_B: Tensor, mask_BT: Tensor) -> Tensor | None:
     """Return the rows that a pass must be made of, ascending, (L,); None where that is all.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from podsrl.packing.cost import OperationCosts, operation_costs, packed_is_cheaper
-from podsrl.packing.live import live_rows, mean_of, spread
+from podsrl.packing.live import live_rows, mean_of, spread, teaching
 from podsrl.packing.log_probs import log_probs_by_prompt, packed_log_probs, unwrap
 from podsrl.packing.pack import PackedBatch, pack
 from podsrl.packing.support import packing_reason
@@ -67,7 +67,7 @@ class LogProbs:
         mask_BT = attention_mask[:, -num_completion:]
         rows_L = None
         if advantages is not None:
-            rows_L = live_rows(advantages.view(len(mask_BT), -1).ne(0).any(1), mask_BT)
+            rows_L = live_rows(teaching(advantages), mask_BT)
         if rows_L is None:
             return self._found(padded, model, input_ids, attention_mask, num_completion, **options)
         log_probs_LT, entropies_LT = self._found(

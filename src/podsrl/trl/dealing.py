@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from podsrl.packing.live import teaching
 from podsrl.packing.microbatch import balance, regroup, whole_groups
 from podsrl.packing.pack import group_by_prompt
 
@@ -36,7 +37,7 @@ def deal_by_prompt(
         group_B = group_by_prompt(prompts, prompt_mask)
     prompt_B, completion_B = prompt_mask.sum(1), completion_mask.sum(1)
     if skips_dead:
-        lives_B = torch.cat([batch["advantages"] for batch in batches]) != 0
+        lives_B = teaching(torch.cat([batch["advantages"] for batch in batches]))
         # A prompt is read where any of its rows is.
         lives_in_group_B = (lives_B[None] & (group_B[:, None] == group_B[None])).any(1)
         prompt_B, completion_B = prompt_B * lives_in_group_B, completion_B * lives_B

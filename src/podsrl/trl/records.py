@@ -33,10 +33,11 @@ def record_metrics(host: GRPOTrainer, batch: GenerationBatch, stopping: Stopping
     selection = batch.selection
     assert selection is not None
     rewards_PN, rewards_PNF = selection.rewards_PN, selection.rewards_per_func_PNF
-    if batch.first_rewards_PNF is not None:
-        rewards_PNF = batch.first_rewards_PNF
-    if selection.selector.aggregation != SUM_THEN_NORMALIZE or batch.first_rewards_PNF is not None:
-        rewards_PN = combine(rewards_PNF, host.reward_weights)  # what the rule ranked is no sum
+    first_PNF = batch.first_rewards_PNF
+    if first_PNF is not None:
+        rewards_PNF = first_PNF
+    if first_PNF is not None or selection.selector.aggregation != SUM_THEN_NORMALIZE:
+        rewards_PN = combine(rewards_PNF, host.reward_weights)  # what the rule ranked is another
     over_all = reward_metrics(rewards_PN, rewards_PNF, host.reward_func_names)
     values = over_all | {f"pods/{name}": value for name, value in selection.numbers().items()}
     values |= batch.metrics
