@@ -3,6 +3,7 @@
 import errno
 import math
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -11,13 +12,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from torch.distributed import HashStore
 
 from helpers.faulty import at_call
 from helpers.tiny_runs import NUM_STEPS, flags, learned, rows_of, same_model
 from podsrl.cli.train import main
 from podsrl.runs import boundary, callbacks, evaluations, training
 from podsrl.runs.boundary import is_disk_full
-from podsrl.runs.deadline import in_time
+from podsrl.runs.deadline import Pace, in_time
 from podsrl.runs.folder import read_json
 
 Resume = Callable[..., int]
@@ -361,3 +363,65 @@ def test_the_time_limit_grows_with_the_rollouts(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(TimeoutError, match=r"wait, of 2 rollouts, took over 0\.5 seconds"):
         in_time(wait, None)(completions=["a", "b"])
     assert time.monotonic() - start < 10
+
+
+def pauses(monkeypatch: pytest.MonkeyPatch, behind: float) -> Callable[..., float]:
+    """A reward function that takes as long as its first completion says."""
+    monkeypatch.setattr("podsrl.runs.deadline.SECONDS_BEHIND", behind)
+    monkeypatch.setattr("podsrl.runs.deadline.LOOK_SECONDS", 0.05)
+
+    def pause(completions: list[float], **_: Any) -> float:
+        time.sleep(completions[0])
+        return completions[0]
+
+    return pause
+
+
+def test_a_call_is_late_that_the_other_processes_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three processes, done after 0.1 and 0.2 seconds; 0.3 more are allowed, 31 for one rollout."""
+    store, function = HashStore(), pauses(monkeypatch, 0.3)
+    Pace(store, 0, 3).tell(0.1)
+    Pace(store, 2, 3).tell(0.2)
+    words = r"1 rollouts, took over 1 sec.*done after 0\.2: .*set reward_timeout_seconds"
+    start = time.monotonic()
+    with pytest.raises(TimeoutError, match=words):
+        in_time(function, None, Pace(store, 1, 3))(completions=[20.0])
+    assert 0.5 <= time.monotonic() - start < 10
+
+
+def test_a_slow_call_is_not_late_where_the_others_are_slow_or_not_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store, function = HashStore(), pauses(monkeypatch, 0.1)
+    others = [Pace(store, 0, 3), Pace(store, 2, 3)]
+    limited = in_time(function, None, Pace(store, 1, 3))
+    for pace in others:
+        pace.tell(0.6)
+    assert limited(completions=[0.8]) == 0.8  # twice the slowest are 1.2
+    others[0].tell(0.0)
+    assert limited(completions=[0.5]) == 0.5  # one of them is at its second call, too
+    others[1].tell(0.0)
+    for pace in others:
+        pace.tell(0.0)
+    assert limited(completions=[0.0]) == 0.0
+    assert float(store.get("2/1")) < 0.1  # told to the others, as call 2 of process 1
+
+
+def test_a_limit_of_one_s_own_is_the_only_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, function = HashStore(), pauses(monkeypatch, 0.1)
+    Pace(store, 1, 2).tell(0.0)
+    assert in_time(function, 5.0, Pace(store, 0, 2))(completions=[0.5]) == 0.5
+
+
+def test_a_call_that_keeps_python_to_itself_ends_the_process() -> None:
+    """A regular expression that backtracks for years; no thread of Python runs meanwhile."""
+    script = """
+import re
+from podsrl.runs import deadline
+deadline.GRACE_SECONDS = 0.2
+deadline.in_time(lambda completions: re.match("(a+)+$", "a" * 60 + "b"), 0.2)(completions=[])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1 and "Timeout (0:00:00.6" in done.stderr

@@ -77,6 +77,23 @@ def test_one_that_fails_ends_all_and_the_run_goes_on(
     assert learned(tmp_path / "run") == learned(whole)
 
 
+def test_a_hang_of_one_ends_the_run_within_a_minute_at_the_default_limit(
+    words: list[str], tmp_path: Path
+) -> None:
+    """64 rollouts a process have 94 seconds; the other process was done after a moment."""
+    own = [*words, "--output_dir", str(tmp_path / "run"), "--num_rollouts", "64"]
+    place = own.index("--reward_timeout_seconds")
+    del own[place : place + 2]
+    status, shown, seconds = train("hang", own)
+    assert status != 0 and seconds < 60, shown
+    checkpoint, _ = newest_whole(tmp_path / "run")
+    assert checkpoint is not None and checkpoint.name == "checkpoint-2", shown
+    told = [line for line in shown.splitlines() if line.startswith("podsrl train: step 3 failed")]
+    (late,) = [line for line in told if "reward_timeout_seconds" in line]
+    assert "of 64 rollouts, took over 30 seconds, where all other processes were done" in late
+    assert "saved in checkpoint-2" in late
+
+
 def test_another_number_of_processes_is_told(
     words: list[str], whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,7 +25,7 @@ from podsrl.runs.changes import ApplyChanges, fingerprint
 from podsrl.runs.checkpoints import step_of
 from podsrl.runs.claims import held
 from podsrl.runs.clock import TrainingClock
-from podsrl.runs.deadline import in_time
+from podsrl.runs.deadline import in_time, pace_of_processes
 from podsrl.runs.evaluations import CURVE, EvaluationCurve
 from podsrl.runs.folder import (
     METRICS,
@@ -224,10 +224,10 @@ def _build_trainer(
     run: Run, model: Any, tokenizer: Any, clock: TrainingClock, stop: Stop
 ) -> tuple[PODSTrainer, StepBoundary]:
     run.config.disable_tqdm = True
-    limit = run.arguments.reward_timeout_seconds
+    limit, pace = run.arguments.reward_timeout_seconds, pace_of_processes()
     trainer = PODSTrainer(
         model=model,
-        reward_funcs=[in_time(function, limit) for function in run.task.reward_funcs.values()],
+        reward_funcs=[in_time(each, limit, pace) for each in run.task.reward_funcs.values()],
         args=run.config,
         train_dataset=Dataset.from_list(run.rows),
         processing_class=tokenizer,
