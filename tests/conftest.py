@@ -10,6 +10,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
+from helpers.skips import (  # noqa: F401
+    pytest_configure,
+    pytest_make_collect_report,
+    pytest_runtest_makereport,
+)
 from helpers.tiny import save_tiny
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -342,7 +342,7 @@ def test_a_cut_off_answer_is_wrong():
     assert reward(["<answer>18</answer>", "<answer>18"], answer=["18", "18"]) == [1.0, 0.0]
 
 
-@pytest.mark.skipif(not GRADED.is_file(), reason="shared/data/graded_completions is not there")
+@pytest.mark.skipif(not GRADED.is_file(), reason=f"needs the real data in {GRADED}")
 def test_agreement_with_recorded_verdicts():
     rows = [json.loads(line) for line in GRADED.read_text("utf-8").splitlines()]
     closed = [(row, tagged_answer(row["completion"])) for row in rows]

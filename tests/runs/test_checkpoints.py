@@ -73,13 +73,23 @@ def test_with_a_manifest_every_damage_shows(
     assert newest_whole(checkpoint.parent)[0] is None
 
 
-@pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("damage", [cut, empty, zero, Path.unlink], ids=lambda f: f.__name__)
+# Without a manifest nothing names config.json and training_args.bin, and no step needs them: that
+# they are removed cannot be seen.
+UNSEEN = {(Path.unlink, "config.json"), (Path.unlink, "training_args.bin")}
+
+
+@pytest.mark.parametrize(
+    ("damage", "name"),
+    [
+        pytest.param(damage, name, id=f"{damage.__name__}-{name}")
+        for damage in (cut, empty, zero, Path.unlink)
+        for name in FILES
+        if (damage, name) not in UNSEEN
+    ],
+)
 def test_without_one_every_file_must_be_there_and_readable(
     checkpoint: Path, name: str, damage: Callable[[Path], None]
 ) -> None:
-    if damage is Path.unlink and name in ("config.json", "training_args.bin"):
-        pytest.skip("nothing names it, and no step needs it")
     (checkpoint / MANIFEST).unlink()
     damage(checkpoint / name)
     # Tensors of zeros are tensors, and only a manifest tells them from those that were written.

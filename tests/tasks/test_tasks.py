@@ -238,7 +238,7 @@ def test_the_hub_is_asked_for_the_published_splits(monkeypatch):
     ]
 
 
-@pytest.mark.skipif(not (DATA / "gsm8k").is_dir(), reason="shared/data/gsm8k is not there")
+@pytest.mark.skipif(not (DATA / "gsm8k").is_dir(), reason=f"needs the real data in {DATA}")
 def test_the_real_gsm8k():
     task = load_task("gsm8k", data=str(DATA / "gsm8k"))
     train, test = task.rows("train"), task.rows("test")
