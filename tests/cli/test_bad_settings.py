@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,8 @@ import yaml
 from helpers.tiny_runs import flags
 from podsrl.cli import main
 from podsrl.cli.train import main as train
-from podsrl.runs.checks import check_output, read_yaml
-from podsrl.runs.settings import parse_settings
+from podsrl.runs.checks import check_output, check_reporters, read_yaml
+from podsrl.runs.settings import SettingsParser, parse_settings
 
 # The model does not exist: had anything tried to load it, the error would be another one.
 RECIPE = {
@@ -167,6 +169,31 @@ def test_a_backend_that_is_not_installed_is_told(
     recipe.write_text(yaml.safe_dump({**RECIPE, "report_to": missing}))
     error = told(["train", str(recipe)], capsys)
     assert f"report_to is {missing}: install {missing}, or write report_to: none" in error
+
+
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_wandb_without_a_key_is_told(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one that is made up, as it may not be installed."""
+    wandb = types.ModuleType("wandb")
+    wandb.api = types.SimpleNamespace(api_key=None)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    where = "transformers.integrations.integration_utils.get_available_reporting_integrations"
+    monkeypatch.setattr(where, lambda: ["tensorboard", "wandb"])
+    monkeypatch.setenv("WANDB_MODE", mode)
+    monkeypatch.delenv("WANDB_IDENTITY_TOKEN_FILE", raising=False)
+    if mode == "offline":
+        return check_reporters(["tensorboard", "wandb"])
+    with pytest.raises(ValueError, match="knows no key: run wandb login"):
+        check_reporters(["tensorboard", "wandb"])
+    wandb.api.api_key = "x" * 40  # type: ignore[attr-defined]
+    check_reporters(["tensorboard", "wandb"])
+
+
+def test_several_places_to_report_to_are_one_setting() -> None:
+    words = ["--report_to", "tensorboard", "trackio", "--seed", "3"]
+    _, config, _ = SettingsParser().parse(words)
+    assert config.report_to == ["tensorboard", "trackio"] and config.seed == 3
+    assert SettingsParser().parse(["--report_to", "none"])[1].report_to == []
 
 
 @pytest.mark.skipif(bool(importlib.util.find_spec("deepspeed")), reason="deepspeed is installed")

@@ -76,6 +76,12 @@ def test_help_of_train_names_every_setting_that_is_ours(
     assert not missing
 
 
+def test_help_of_select_and_evaluate_name_every_choice(capsys: pytest.CaptureFixture[str]) -> None:
+    of_select, of_evaluate = (help_text(capsys, verb, "--help") for verb in ("select", "evaluate"))
+    assert all(re.search(rf"\b{rule}\b", of_select) for rule in RULES)
+    assert all(re.search(rf"\b{task}\b", of_evaluate) for task in TASKS)
+
+
 @pytest.mark.parametrize(
     ("flag", "names"),
     [

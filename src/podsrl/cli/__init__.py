@@ -45,6 +45,14 @@ def main(argv: list[str] | None = None) -> int:
         print(f"podsrl {__version__}")
         return 0
     if argv[0] not in VERBS:
-        print(f"podsrl: unknown verb {argv[0]!r}; choose from {', '.join(VERBS)}", file=sys.stderr)
+        print(f"podsrl: unknown verb {argv[0]!r}; {_meant(argv[0])}", file=sys.stderr)
         return 2
     return importlib.import_module(f"podsrl.cli.{argv[0]}").main(argv[1:])
+
+
+def _meant(word: str) -> str:
+    """The verb that was probably meant, else all."""
+    import difflib
+
+    close = difflib.get_close_matches(word, VERBS, 1)
+    return f"did you mean {close[0]}?" if close else f"choose from {', '.join(VERBS)}"

@@ -41,6 +41,7 @@ docs/compare.md has the rest."""
 def main(argv: list[str] | None) -> int:
     """Run what is left; 0 when all is done, 1 with failed runs, 2 bad input, 130 for Ctrl-C."""
     options = _parser().parse_args(argv)
+    _check_names(Path(options.file))
     from podsrl.cli.train import quieten
     from podsrl.compare.comparison import load_comparison, write_comparison
 
@@ -84,6 +85,19 @@ def _names(text: str) -> list[str]:
 
 def _numbers(text: str) -> list[int]:
     return [int(name) for name in _names(text)]
+
+
+def _check_names(path: Path) -> None:
+    """Refuse names that no run has before what knows all else of them, and takes seconds, loads."""
+    from podsrl.cli.flags import check_recipe
+    from podsrl.runs.checks import read_yaml
+
+    content = read_yaml(path) if path.is_file() else {}
+    arms = content.get("arms")
+    parts = {"recipe": content.get("recipe")} | (arms if isinstance(arms, dict) else {})
+    for name, settings in parts.items():
+        if isinstance(settings, dict):
+            check_recipe(settings, where=name if name == "recipe" else f"arm {name}")
 
 
 def _print_plan(comparison: "Comparison", runs: "list[PlannedRun]", console) -> None:  # type: ignore[no-untyped-def]

@@ -4,7 +4,7 @@ import argparse
 import functools
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 Main = Callable[..., int]
 
@@ -29,6 +29,19 @@ class VerbParser(argparse.ArgumentParser):
             spelled_as_known(words, self._option_string_actions), namespace
         )
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does; a word too many is told with the flag that was probably meant."""
+        options, rest = self.parse_known_args(args, namespace)
+        if rest:
+            from podsrl.runs.words import check_rest
+
+            check_rest(self, rest, f"{self.prog} --help")
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what is wrong as `ValueError`, for `errors_in_one_line` to tell."""
+        raise ValueError(f"{message}{_close_choice(message)}; see {self.prog} --help")
+
 
 def spelled_as_known(words: Iterable[str], flags: Iterable[str]) -> list[str]:
     """The words, with each known flag in its own spelling of hyphens and underscores.
@@ -43,6 +56,20 @@ def spelled_as_known(words: Iterable[str], flags: Iterable[str]) -> list[str]:
             name = known.get(name.replace("-", "_"), name)
         spelled.append(name + equals + value)
     return spelled
+
+
+def _close_choice(message: str) -> str:
+    """`, did you mean X?` where argparse names a wrong word and the choices there are."""
+    import re
+
+    found = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)$", message)
+    if not found:
+        return ""
+    import difflib
+
+    choices = [word.strip("' ") for word in found[2].split(",")]
+    close = difflib.get_close_matches(found[1], choices, 1)
+    return f", did you mean {close[0]}?" if close else ""
 
 
 def errors_in_one_line(verb: str) -> Callable[[Main], Main]:

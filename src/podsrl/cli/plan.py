@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from podsrl.cli.flags import read_recipe
 from podsrl.cli.parser import VerbParser, errors_in_one_line
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def main(argv: list[str] | None) -> int:
     """Measure, propose, write; 0 done, 2 bad input, 130 stopped by Ctrl-C."""
     options = _parser().parse_args(argv)
     _check_pilot(options)
+    recipe_settings = read_recipe(Path(options.recipe))
     from rich.console import Console
 
     from podsrl.cli.train import quieten
@@ -44,7 +46,7 @@ def main(argv: list[str] | None) -> int:
     console = Console(highlight=False, soft_wrap=True)
     quieten()
     try:
-        recipe, plan, device = _read(Path(options.recipe))
+        recipe, plan, device = _read(recipe_settings)
         if (Path(options.output) / "plan.json").exists() and not options.overwrite:
             raise ValueError(
                 f"{options.output} holds a plan: choose another --output, or pass --overwrite"
@@ -100,16 +102,12 @@ def _check_pilot(options: argparse.Namespace) -> None:
         raise ValueError(f"--figure is {options.figure}: end it with {', '.join(FIGURES)}")
 
 
-def _read(path: Path) -> tuple[dict[str, Any], "Layout", "torch.device"]:
+def _read(recipe: dict[str, Any]) -> tuple[dict[str, Any], "Layout", "torch.device"]:
     """The recipe's settings, checked as training would check them, its batch and its device."""
     from podsrl.plan.measure import layout
-    from podsrl.runs.checks import read_yaml
     from podsrl.runs.settings import parse_settings
     from podsrl.runs.training import check_options, load_questions
 
-    if not path.is_file():
-        raise ValueError(f"recipe {path} does not exist: give a YAML file")
-    recipe = read_yaml(path)
     arguments, config, model_config = parse_settings(recipe)
     plan = layout(config)
     check_options(arguments, config, model_config)

@@ -7,15 +7,12 @@ import json
 import reprlib
 import sys
 from pathlib import Path
-from typing import Any
-
-import torch
-from rich.console import Console
-from rich.table import Table
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from podsrl.cli.parser import VerbParser, errors_in_one_line
-from podsrl.core.select import NEEDS_LENGTHS, RULES, select
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DESCRIPTION = """\
 Show which rollouts each rule keeps, and how much reward variance the kept ones have.
@@ -42,6 +39,10 @@ examples:
 def main(argv: list[str] | None) -> int:
     """Print what each rule keeps; return 0, or 2 when the input cannot be used."""
     args = _parser().parse_args(argv)
+    from podsrl.core.select import NEEDS_LENGTHS, RULES
+    from podsrl.runs.checks import check_names
+
+    check_names("rule", args.rule or (), RULES, f"choose from {', '.join(RULES)}")
     text = _read(args.file)
     groups, lengths = read_rewards(text), read_lengths(text)
     rules = args.rule or [name for name in RULES if lengths or name not in NEEDS_LENGTHS]
@@ -136,6 +137,8 @@ def describe(
     lengths: list[float] | None = None,
 ) -> dict[str, Any]:
     """Return what a rule keeps of one group: indices, rewards, variance and share of the best."""
+    import torch
+
     rewards_N = torch.tensor(values, dtype=torch.float64)
     kept_M = _select_group(rewards_N, keep, rule, seed, group=group, lengths=lengths)
     best_M = _select_group(rewards_N, keep, "max_variance", seed, group=group)
@@ -151,21 +154,25 @@ def describe(
 
 
 def _select_group(
-    rewards_N: Tensor,
+    rewards_N: "Tensor",
     keep: int,
     rule: str,
     seed: int,
     *,
     group: int,
     lengths: list[float] | None = None,
-) -> Tensor:
+) -> "Tensor":
     """Return what `select` keeps of the group at this position; groups may differ in length."""
+    import torch
+
+    from podsrl.core.select import NEEDS_LENGTHS, RULES, select
+
     select(rewards_N, keep, rule, seed, lengths=lengths)  # checks the values and `keep`
     own = {"lengths_PN": torch.tensor([lengths])} if rule in NEEDS_LENGTHS else {}
     return RULES[rule](rewards_N.unsqueeze(0), keep, seed=seed, first_group=group, **own)[0]
 
 
-def _variance(rewards: Tensor) -> float:
+def _variance(rewards: "Tensor") -> float:
     """Return the mean squared deviation of the rewards that are not NaN, 0 for none."""
     scored = rewards[~rewards.isnan()]
     return scored.var(correction=0).item() if len(scored) else 0.0
@@ -196,6 +203,9 @@ def _read(file: str) -> str:
 
 
 def _print_tables(results: list[dict[str, Any]], keep: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     console = Console()
     for group in sorted({result["group"] for result in results}):
         table = Table(title=f"group {group}: {keep} kept", title_justify="left")
@@ -221,8 +231,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--rule",
         action="append",
-        choices=list(RULES),
-        help="repeat for several; default: all that the file has the numbers for",
+        metavar="RULE",
+        help="max_variance, max_reward, random, percentile, max_abs_advantage, shortest or "
+        "reward_per_token; repeat for several; default: all that the file has the numbers for",
     )
     parser.add_argument("--seed", type=int, default=0, help="decides among equal rewards")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")

@@ -6,6 +6,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from podsrl.cli.flags import check_early, read_recipe
 from podsrl.cli.parser import errors_in_one_line, spelled_as_known
 from podsrl.runs.stop import Stop
 
@@ -96,11 +97,14 @@ def main(argv: list[str] | None = None) -> int:
     if argv in (["-h"], ["--help"]):
         print(USAGE)
         return 0
+    words = _expand(argv)
+    recipe, words = _recipe(words)
+    check_early(words, recipe)
     stop = Stop()
     stop.listen()
     try:
         with stop.at_once():  # torch and what is built on it take seconds to load
-            run = _prepare(argv)
+            run = _prepare(words, recipe)
     except KeyboardInterrupt:
         print("stopped before the first step: nothing was begun")
         return 130
@@ -164,23 +168,21 @@ def _how_to_go_on(argv: list[str], folder: Path) -> str:
     return f"To go on: {_resume_command(argv, folder)}"
 
 
-def _prepare(argv: list[str]) -> "Run":
+def _recipe(words: list[str]) -> tuple[dict[str, Any] | None, list[str]]:
+    """The settings that --config names, and the other words."""
+    if "--config" not in words:
+        return None, words
+    place = words.index("--config")
+    return read_recipe(Path(*words[place + 1 : place + 2])), words[:place] + words[place + 2 :]
+
+
+def _prepare(words: list[str], recipe: dict[str, Any] | None) -> "Run":
     from rich.console import Console
 
     quieten()
-    from podsrl.runs.checks import read_yaml
     from podsrl.runs.settings import SettingsParser
     from podsrl.runs.training import prepare_run
 
-    words = _expand(argv)
-    recipe = None
-    if "--config" in words:
-        place = words.index("--config")
-        path = Path(*words[place + 1 : place + 2])
-        if not path.is_file():
-            raise ValueError(f"recipe {path} does not exist: give a YAML file, or flags only")
-        recipe = read_yaml(path)
-        del words[place : place + 2]
     return prepare_run(*SettingsParser().parse(words, recipe), Console())
 
 

@@ -167,6 +167,20 @@ def check_reporters(names: Any) -> None:
         check_names("place to report to (report_to)", [name], INTEGRATION_TO_CALLBACK, "say none")
         if name not in get_available_reporting_integrations():
             raise ValueError(f"report_to is {name}: install {name}, or write report_to: none")
+    if "wandb" in names:
+        _check_wandb()
+
+
+def _check_wandb() -> None:
+    """Refuse a run that would ask for a key, or fail for want of one, at its first step."""
+    import wandb
+
+    if os.environ.get("WANDB_MODE", "online") in ("offline", "disabled", "dryrun"):
+        return
+    if wandb.api.api_key is None and "WANDB_IDENTITY_TOKEN_FILE" not in os.environ:
+        raise ValueError(
+            "report_to is wandb, which knows no key: run wandb login, or set WANDB_MODE=offline"
+        )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

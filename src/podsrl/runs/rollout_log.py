@@ -9,10 +9,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from podsrl.core.selection import Selection
 from podsrl.runs.json_lines import append_lines, read_lines, rewrite_lines
+
+if TYPE_CHECKING:
+    from podsrl.core.selection import Selection
 
 FILE_NAME = "rollouts.jsonl.gz"
 FORMAT = "podsrl-rollouts-1"
@@ -133,7 +135,7 @@ class RolloutLog:
     def write_batch(
         self,
         step: int,
-        selection: Selection,
+        selection: "Selection",
         rows: Sequence[Mapping[str, Any]],
         completions: Sequence[Any],
         num_tokens: Sequence[int],
@@ -216,7 +218,7 @@ def attach_log(
 
 
 def batch_records(
-    selection: Selection,
+    selection: "Selection",
     rows: Sequence[Mapping[str, Any]],
     completions: Sequence[Any],
     num_tokens: Sequence[int],

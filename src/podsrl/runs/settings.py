@@ -13,6 +13,7 @@ from trl import ModelConfig, TrlParser
 from podsrl.models import DEFAULT_MODEL
 from podsrl.runs.checks import check_names, check_values
 from podsrl.runs.rollout_log import DEFAULT_LIMIT_MIB, MODES
+from podsrl.runs.words import check_words
 from podsrl.tasks.prompts import LONG_PROMPTS
 from podsrl.trl.config import PODSConfig
 
@@ -172,6 +173,9 @@ class SettingsParser(TrlParser):
     def __init__(self, prog: str = "podsrl train") -> None:
         super().__init__(OWNERS, prog=prog)
         self.set_defaults(**default_settings())
+        for action in self._actions:
+            if action.dest == "report_to":  # to several at once, as its type has it
+                action.nargs = "+"
         self._own_defaults = {action.dest: action.default for action in self._actions}
 
     def parse(
@@ -188,9 +192,7 @@ class SettingsParser(TrlParser):
             raise ValueError(f"env is {environment!r}: write a mapping of environment variables")
         os.environ.update({name: str(value) for name, value in environment.items()})
         self.set_defaults_with_config(**settings)
-        unknown = [word for word in self.parse_known_args(words)[1] if word.startswith("-")]
-        flags = [word.partition("=")[0] for word in unknown]
-        check_names("flag", flags, self._option_string_actions, "see podsrl train --help all")
+        check_words(self, words, "podsrl train --help all")
         try:
             arguments, config, model_config = self.parse_args_into_dataclasses(args=list(words))
         except ImportError as error:  # of deepspeed and the like, where a setting asks for one

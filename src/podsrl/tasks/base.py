@@ -5,9 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from podsrl.core.combine import combine
 from podsrl.rewards.answers import has_format, last_number, tagged_answer
 from podsrl.rewards.functions import (
     RewardFunction,
@@ -78,6 +75,10 @@ class Task:
 
         Example: bounds (0, 1) three times with weights 1, 0.1 and 0.1 give (0, 1.2).
         """
+        import torch
+
+        from podsrl.core.combine import combine
+
         names = list(self.reward_funcs)
         if unbounded := [name for name in names if name not in self.reward_bounds]:
             raise ValueError(
