@@ -7,6 +7,7 @@ from importlib.metadata import entry_points, version
 import pytest
 import transfer_queue as tq
 from transfer_queue import KVBatchMeta
+from verl.models.transformers import monkey_patch
 from verl.trainer.ppo.core_algos import AdvantageEstimator
 from verl.trainer.ppo.v1 import PPOTrainer, agent_loop_tq, trainer_base
 from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
@@ -15,6 +16,7 @@ from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, get_trainer_cls
 from podsrl.verl.settings import WHY_NOT
 from podsrl.verl.trainer import PodsTrainer
 
+SOURCE = inspect.getsource(monkey_patch.apply_monkey_patch)
 MODES = ("sync", "colocate_async", "separate_async")
 
 
@@ -151,6 +153,16 @@ def test_estimators_that_are_refused_exist_and_the_others_are_known() -> None:
         "tir_optimal_token_baseline",
         "gdpo",
     }
+
+
+def test_verls_workers_pass_over_trl_1_and_would_end_with_it() -> None:
+    """TRL 1.16 stands beside verl here, as after `pip install "podsrl[verl]"`."""
+    assert int(version("trl").split(".")[0]) >= 1
+    assert monkey_patch.is_trl_available() is False
+    (block,) = re.findall(r"if is_trl_available\(\):\n(.*?\n)(?=    [^ ])", SOURCE, re.DOTALL)
+    assert "AutoModelForCausalLMWithValueHead" in block
+    with pytest.raises(ImportError):
+        exec("from trl import AutoModelForCausalLMWithValueHead")
 
 
 def test_verl_finds_podsrl_by_its_entry_point() -> None:

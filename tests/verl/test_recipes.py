@@ -46,9 +46,7 @@ def test_recipe_fits(recipe: Path, tmp_path: Path) -> None:
     sizes = num_gpus, settings.num_rollouts, settings.num_kept, config.data.train_batch_size
     assert sizes == SIZES[recipe.stem]
     assert config.trainer.use_v1 and config.trainer.v1.trainer_mode == "pods_sync"
-    validate_config(
-        config, use_reference_policy=need_reference_policy(config), use_critic=False
-    )
+    validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=False)
     # Kept rows of a step fill mini-batches and processes without padding.
     kept = config.data.train_batch_size * settings.num_kept
     mini_batch = config.actor_rollout_ref.actor.ppo_mini_batch_size * settings.num_kept
