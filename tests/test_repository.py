@@ -29,7 +29,7 @@ def make_targets() -> set[str]:
 def dev_tools() -> set[str]:
     """Distributions of the dev extra, without versions."""
     extra = PROJECT["optional-dependencies"]["dev"]
-    return {re.split(r"[<>=]", requirement)[0] for requirement in extra}
+    return {re.split(r"[<>=\[]", requirement)[0] for requirement in extra}
 
 
 def check_command(command: str) -> None:

@@ -8,6 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from podsrl.extras import need
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -115,6 +117,7 @@ def _packaged_model() -> str:
     source = _packaged_file()
     if source is None:
         return _hub_model()
+    need("gguf", f"the packaged model {DEFAULT_MODEL}")
     from filelock import FileLock
 
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from podsrl.cli.flags import read_recipe
 from podsrl.cli.parser import VerbParser, errors_in_one_line
+from podsrl.extras import need
 
 if TYPE_CHECKING:
     import torch
@@ -98,6 +99,8 @@ def _check_pilot(options: argparse.Namespace) -> None:
         )
     if options.figure and not options.pilot:
         raise ValueError("--figure draws the pilot's prediction: leave --pilot 0 out")
+    if options.figure:
+        need("matplotlib", "--figure")
     if options.figure and Path(options.figure).suffix not in FIGURES:
         raise ValueError(f"--figure is {options.figure}: end it with {', '.join(FIGURES)}")
 

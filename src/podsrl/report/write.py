@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from podsrl import __version__
+from podsrl.extras import need
 from podsrl.report.figures import draw_figures
 from podsrl.report.page import page
 from podsrl.report.read import read_comparisons
@@ -20,8 +21,9 @@ def write_report(
 ) -> dict[str, Any]:
     """Write report.html, summary.json and figures/ into `output`; return what summary.json holds.
 
-    Raises: ValueError as `read_comparisons`, before anything is written.
+    Raises: ValueError as `read_comparisons` does and without matplotlib, nothing being written.
     """
+    need("matplotlib", "a report, with its figures,")
     comparisons = read_comparisons(paths, baseline=baseline)
     summaries = [summarise(comparison) for comparison in comparisons]
     figures = [

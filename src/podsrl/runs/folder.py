@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from podsrl.extras import is_installed
 from podsrl.runs.json_lines import read_lines
 
 METRICS = "metrics.jsonl"
@@ -30,7 +31,7 @@ def versions(device: str) -> dict[str, str]:
     """Versions of everything that can change a result, and the hardware's name."""
     return {
         "python": platform.python_version(),
-        **{package: version(package) for package in PACKAGES},
+        **{package: version(package) for package in PACKAGES if is_installed(package)},
         "platform": platform.platform(),
         "device": device,
     }

@@ -10,6 +10,7 @@ from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from trl import ModelConfig
 
+from podsrl.extras import need
 from podsrl.models import resolve_model
 from podsrl.runs.callbacks import is_of_worker
 from podsrl.runs.changes import ENDS, FIXED, Changes, changed_settings, fingerprint, told
@@ -126,6 +127,8 @@ def check_options(arguments: RunArguments, config: PODSConfig, model_config: Mod
     check_clock(arguments, config)
     check_reporters(config.report_to)
     check_output(Path(config.output_dir))
+    if model_config.use_peft:
+        need("peft", "use_peft")
     arguments.model = model_config.model_name_or_path or arguments.model
     resolve_model(arguments.model)
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from podsrl.extras import is_installed, remedy
 from podsrl.runs.clock import TrainingClock
 from podsrl.runs.folder import phase_seconds, read_json, read_metrics
 from podsrl.runs.plot import plot_curve
@@ -46,7 +47,11 @@ def result_of(run: Run, steps: int, clock: TrainingClock) -> dict[str, Any]:
 
 
 def plot_run(run: Run, steps: int) -> None:
-    """Draw metrics.jsonl and the two evaluations into curve.png."""
+    """Draw metrics.jsonl and the two evaluations into curve.png, where matplotlib is installed."""
+    if not is_installed("matplotlib"):
+        told = f"curve.png is left out, as matplotlib draws it: {remedy('matplotlib')}"
+        run.console.print(told, markup=False, highlight=False, soft_wrap=True)
+        return
     accuracies = {}
     for step, when in ((0, "before"), (steps, "after")):
         path = run.folder / when / "evaluation.json"

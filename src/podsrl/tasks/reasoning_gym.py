@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from podsrl.extras import need
 from podsrl.rewards.answers import last_number, tagged_answer
 from podsrl.rewards.functions import Row as RowView
 from podsrl.rewards.grader import shared_grader
@@ -77,6 +78,7 @@ def _job(name: str, arguments: dict[str, Any], answer: str | None, row: RowView)
 
 
 def _check(name: str, arguments: dict[str, Any]) -> None:
+    need("reasoning_gym", f"task reasoning_gym:{name}")
     from reasoning_gym.factory import DATASETS, create_dataset
 
     if name not in DATASETS:
