@@ -11,6 +11,7 @@ from helpers.harness import build, logged
 from helpers.harness import reward_of_hard_questions as hard_only
 from helpers.tiny import digit_reward
 from podsrl import PODSConfig
+from podsrl.packing.serve import LogProbs
 from podsrl.trl.checks import LOSSES_OF_ADVANTAGES
 from podsrl.trl.dealing import deal_by_prompt
 
@@ -99,6 +100,36 @@ def test_dead_rows_are_in_no_pass(tiny_folder: str, tmp_path: Path) -> None:
     dead = logged(trainer, "pods/frac_kept_zero_advantage")
     assert rows == [max(1, round(8 * (1 - share))) for share in dead]
     assert min(rows) < 8
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_old_log_probs_are_of_live_rows(
+    tiny_folder: str, tmp_path: Path, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two iterations on each batch: one pass for old log-probs and two updates, as many rows."""
+    passes: list[tuple[int, bool]] = []
+    found = LogProbs._found
+
+    def spy(self: LogProbs, padded: Any, model: Any, ids: Any, *rest: Any, **options: Any) -> Any:
+        passes.append((len(ids), torch.is_grad_enabled()))
+        return found(self, padded, model, ids, *rest, **options)
+
+    monkeypatch.setattr(LogProbs, "_found", spy)
+    trainer = build(
+        tiny_folder,
+        tmp_path,
+        rewards=[hard_only],
+        packed_update=packed,
+        skip_dead_rows=True,
+        num_iterations=2,
+        max_steps=6,
+        **SGD,
+    )
+    trainer.train()
+    dead = logged(trainer, "pods/frac_kept_zero_advantage")
+    assert len(dead) == 3 and max(dead) > 0
+    expected = [max(1, round(8 * (1 - share))) for share in dead]
+    assert passes == [(rows, is_update) for rows in expected for is_update in (False, True, True)]
 
 
 def test_metrics_of_clipping_are_the_same_and_entropy_is_of_live_rows(

@@ -1,5 +1,6 @@
 """Micro-batches that keep the rollouts of one prompt together and carry equal numbers of tokens."""
 
+import heapq
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -95,6 +96,70 @@ def whole_groups(
     return _hand_out(units, tokens, num_batches, len(groups))
 
 
+def balance_processes(
+    prompt_lengths: Sequence[int],
+    completion_lengths: Sequence[int],
+    groups: Sequence[int],
+    *,
+    num_processes: int,
+    num_batches: int,
+) -> list[list[list[int]]]:
+    """Divide the rows of all processes into as many micro-batches for each, of nearly equal tokens.
+
+    Equally many rows in each, as `balance` has it; the k-th micro-batches of the processes run at
+    one time. Groups are halved, and halved again, where that makes the heaviest micro-batches
+    lighter although a prompt is then read in more of them.
+
+    num_batches: micro-batches of each process. The other arguments: as of `balance`.
+
+    Returns:
+        For each process its micro-batches, of row indices.
+
+    Example: of two groups one has nothing to read; each process gets half of the other.
+        >>> balance_processes([5, 5, 0, 0], [9, 9, 0, 0], [0, 0, 1, 1], num_processes=2,
+        ...                   num_batches=1)
+        [[[0, 2]], [[1, 3]]]
+    """
+    num_parts = num_processes * num_batches
+    size = len(groups) // num_parts
+    members: dict[int, list[int]] = {}
+    for row, group in enumerate(groups):
+        members.setdefault(group, []).append(row)
+    unit = math.gcd(size, *(len(rows) for rows in members.values()))
+    plans = []
+    while True:
+        units = [part for rows in members.values() for part in _cut(rows, completion_lengths, unit)]
+        tokens = [prompt_lengths[u[0]] + sum(completion_lengths[row] for row in u) for u in units]
+        parts = _hand_out(units, tokens, num_parts, size)
+        plans.append([parts[process::num_processes] for process in range(num_processes)])
+        if unit % 2:
+            break
+        unit //= 2
+    return min(plans, key=lambda plan: slowest(prompt_lengths, completion_lengths, groups, plan))
+
+
+def slowest(
+    prompt_lengths: Sequence[int],
+    completion_lengths: Sequence[int],
+    groups: Sequence[int],
+    plan: Sequence[Sequence[Sequence[int]]],
+) -> int:
+    """Tokens that processes wait for: of the heaviest k-th micro-batch, summed over k.
+
+    Arguments and plan: as of `balance_processes`.
+
+    Example:
+        >>> slowest([5, 5, 0, 0], [9, 9, 0, 0], [0, 0, 1, 1], [[[0, 1]], [[2, 3]]])
+        23
+    """
+
+    def tokens(rows: Sequence[int]) -> int:
+        prompts = {groups[row]: prompt_lengths[row] for row in rows}
+        return sum(prompts.values()) + sum(completion_lengths[row] for row in rows)
+
+    return sum(max(map(tokens, together)) for together in zip(*plan, strict=True))
+
+
 def _cut(rows: list[int], lengths: Sequence[int], size: int) -> list[list[int]]:
     """Parts of `size` rows, the longest rows dealt back and forth so that parts weigh alike."""
     num_parts = len(rows) // size
@@ -109,15 +174,15 @@ def _cut(rows: list[int], lengths: Sequence[int], size: int) -> list[list[int]]:
 def _hand_out(
     units: list[list[int]], tokens: list[int], num_batches: int, size: int
 ) -> list[list[int]]:
+    """Each unit to the lightest batch with room: units of one size, or room for all in each."""
     batches: list[list[int]] = [[] for _ in range(num_batches)]
-    loads = [0] * num_batches
+    lightest = [(0, batch) for batch in range(num_batches)]
     # Largest first, each to the lightest: what is small is left to even out the loads.
     for index in sorted(range(len(units)), key=lambda index: (-tokens[index], index)):
-        rows = units[index]
-        open_batches = [i for i in range(num_batches) if len(batches[i]) + len(rows) <= size]
-        lightest = min(open_batches, key=lambda i: (loads[i], i))
-        batches[lightest] += rows
-        loads[lightest] += tokens[index]
+        load, batch = heapq.heappop(lightest)
+        batches[batch] += units[index]
+        if len(batches[batch]) < size:
+            heapq.heappush(lightest, (load + tokens[index], batch))
     return [sorted(rows) for rows in batches]
 
 
@@ -136,7 +201,12 @@ def regroup(batches: list[dict[str, Any]], rows: list[list[int]]) -> list[dict[s
     num_rows = sum(len(part) for part in rows)
     if sorted(row for part in rows for row in part) != list(range(num_rows)):
         raise ValueError(f"rows must name each of {num_rows} rows exactly once, got {rows}.")
-    return [{key: _take(value, part) for key, value in joined.items()} for part in rows]
+    return pick(joined, rows)
+
+
+def pick(batch: dict[str, Any], rows: list[list[int]]) -> list[dict[str, Any]]:
+    """Batches of some of the rows of one: batch i of the result holds `rows[i]`."""
+    return [{key: _take(value, part) for key, value in batch.items()} for part in rows]
 
 
 def _join(values: list[Any]) -> Any:

@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
 from accelerate.utils import gather_object
 from torch import Tensor
+from trl import GRPOTrainer
+from trl.models.utils import disable_gradient_checkpointing
 
 from podsrl.core.selection import Selection, Selector
 from podsrl.trl.config import PODSConfig
@@ -66,6 +69,8 @@ class GenerationBatch:
     """What steps before the selection have to say of this batch."""
     first_rewards_PNF: Tensor | None = None
     """Rewards of the prompts that the data loader drew, where other prompts took their place."""
+    old_log_probs: Callable[..., tuple[Tensor, Any]] | None = None
+    """The policy's log-probs before the update, not computed yet; takes `advantages`."""
 
     def per_rollout(self) -> list[dict[str, Any]]:
         """`inputs`, one per kept rollout, as rows one per sampled rollout.
@@ -115,9 +120,26 @@ class GenerationBatch:
         texts = take(completions)
         return take(rollouts.prompts), (*kept_ids, None, texts, kept_log_probs, {}, None, [])
 
+    def old_log_probs_later(
+        self, log_probs: Callable[..., Any], *rows: Any, **options: Any
+    ) -> tuple[Tensor, None, None]:
+        """Zeros for now: TRL asks for them before advantages say which rows teach."""
+        self.old_log_probs = partial(log_probs, *rows, **options)
+        *_, mask_BC, num_completion = rows
+        return mask_BC.new_zeros((len(mask_BC), num_completion), dtype=torch.float32), None, None
+
     def share(self, num_rows: int) -> slice:
         """Where the `num_rows` kept rows of this process lie among those of all processes."""
         return slice(self.process * num_rows, (self.process + 1) * num_rows)
+
+
+def use_old_log_probs(host: GRPOTrainer, batch: GenerationBatch, output: dict[str, Any]) -> None:
+    """Compute what was put off, of the rows that teach; it stays 0 in those that do not."""
+    assert batch.old_log_probs is not None
+    checkpointing = host.args.gradient_checkpointing_kwargs
+    with torch.no_grad(), disable_gradient_checkpointing(host.model, checkpointing):
+        log_probs_BT, _ = batch.old_log_probs(advantages=output["advantages"])
+    output["old_per_token_logps"] = log_probs_BT
 
 
 def _picked(values: list[Any], *, rows: list[int]) -> list[Any]:

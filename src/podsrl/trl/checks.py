@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 # TRL's losses whose value and gradient are 0 where the advantage is, whatever the log-probs.
 LOSSES_OF_ADVANTAGES = ("grpo", "bnpo", "dr_grpo", "dapo", "luspo", "sapo", "cispo")
 
+# Those that divide by the tokens of each micro-batch, so that it counts which rows share one.
+LOSSES_OF_MICRO_BATCHES = ("bnpo",)
+
 
 def check_settings(config: "PODSConfig") -> None:
     """Raise `ValueError` for the first setting that cannot be, alone or beside the others."""
@@ -71,6 +74,14 @@ def why_dead_rows_matter(config: "PODSConfig") -> str | None:
         ),
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def rows_may_change_process(config: "PODSConfig") -> bool:
+    """Whether it is one to the loss which process reads a row, and in which micro-batch."""
+    objective = config.get_objective()
+    if objective is not None:
+        return not objective.needs_whole_groups and objective.schedule is None
+    return config.loss_type not in LOSSES_OF_MICRO_BATCHES
 
 
 def _check_dead_rows(config: "PODSConfig") -> None:

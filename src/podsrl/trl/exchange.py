@@ -8,9 +8,36 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from accelerate.utils import gather, gather_object
+from accelerate.utils import gather, gather_object, pad_across_processes
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
+
+PADDED_ON_THE_LEFT = ("prompt_ids", "prompt_mask")
+
+
+def rows_of_all(batch: dict[str, Any]) -> dict[str, Any]:
+    """The rows of all processes' batches, in order of the processes, of one width.
+
+    batch: tensors with the rows first, equally many in each process; None and tensors without axes
+    belong to all rows. Prompts are padded on the left and everything else on the right, with 0,
+    which stands in the masks, too.
+
+    Raises: `TypeError` for rows that are no tensor, in all processes alike.
+
+    Example: completions ((5, 6)) here and ((7,)) there give ((5, 6), (7, 0)) in both.
+    """
+    joined: dict[str, Any] = {}
+    for key, value in batch.items():
+        if value is None or (isinstance(value, Tensor) and value.ndim == 0):
+            joined[key] = value
+            continue
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{key} holds {type(value).__name__}, and rows of tensors alone travel")
+        if value.ndim > 1:
+            left = key in PADDED_ON_THE_LEFT
+            value = pad_across_processes(value, dim=1, pad_first=left)
+        joined[key] = gather(value.contiguous())
+    return joined
 
 
 class Exchange:

@@ -28,10 +28,10 @@ from podsrl.core.rules import NEEDS_LENGTHS
 from podsrl.core.schedule import num_kept_now
 from podsrl.core.selection import Selection
 from podsrl.packing.serve import LogProbs
-from podsrl.trl.batch import GenerationBatch, Rollouts, selector_of
+from podsrl.trl.batch import GenerationBatch, Rollouts, selector_of, use_old_log_probs
 from podsrl.trl.clock import PhaseClock, StepClock, peak_memory_gib
 from podsrl.trl.config import PODSConfig
-from podsrl.trl.dealing import deal_by_prompt
+from podsrl.trl.dealing import deal
 from podsrl.trl.early_stop import Stopping
 from podsrl.trl.objective import ObjectiveStep
 from podsrl.trl.prompt_order import ResumableSampler
@@ -127,20 +127,15 @@ class PODSTrainer(GRPOTrainer):
         return ResumableSampler(sampler, num_epochs_done=lambda: int(self.state.epoch or 0))
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
-        before = self._buffered_inputs
-        inputs = super()._prepare_inputs(generation_batch)
+        before, inputs = self._buffered_inputs, super()._prepare_inputs(generation_batch)
         batches = self._buffered_inputs
         whole = bool(self.objective_step and self.objective_step.needs_whole_groups)
-        if (
-            not (self.kept_log_probs or whole)
-            or batches is before
-            or not batches
-            or len(batches) < 2
-        ):
+        alone = self.accelerator.num_processes == 1
+        if batches is before or not batches or (len(batches) < 2 and alone):
             return inputs
-        self._buffered_inputs = deal_by_prompt(
-            batches, whole=whole, skips_dead=self.args.skip_dead_rows
-        )
+        if not (self.kept_log_probs or whole):
+            return inputs
+        self._buffered_inputs = deal(batches, self.args, whole=whole)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -161,6 +156,8 @@ class PODSTrainer(GRPOTrainer):
                 output |= self.objective_step.group_statistics(batch, len(output["prompt_ids"]))
             if self.own_advantages:
                 use_advantages(self, batch, output)
+            if batch.old_log_probs:
+                use_old_log_probs(self, batch, output)
             record_metrics(self, batch, self.stopping)
             if self.rollout_log is not None and self.accelerator.is_main_process:
                 log_rollouts(self, batch, self.rollout_log, output["advantages"])
@@ -261,9 +258,12 @@ class PODSTrainer(GRPOTrainer):
         plain = not compute_aux_loss and all(value is None for value in multimodal.values())
         if not self.kept_log_probs or not plain:
             return padded(*rows, **options, compute_aux_loss=compute_aux_loss, **multimodal)
-        if self.args.skip_dead_rows and self.batch is None and self.model.training:
-            options["advantages"] = self._loss_inputs["advantages"]
-            options["known_BT"] = self._loss_inputs.get("old_per_token_logps")
+        if self.args.skip_dead_rows and self.model.training:
+            if self.batch is None:
+                options["advantages"] = self._loss_inputs["advantages"]
+                options["known_BT"] = self._loss_inputs.get("old_per_token_logps")
+            elif not self.use_vllm:  # whose importance ratios are logged of all rows
+                return self.batch.old_log_probs_later(self.kept_log_probs, padded, *rows, **options)
         return (*self.kept_log_probs(padded, *rows, **options), None)
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):  # type: ignore[no-untyped-def]
