@@ -19,6 +19,7 @@ ALLOWED = {
     "git": r"needs a git checkout, .*",
     "openmp": r"this torch has another OpenMP, .*",
     "deepspeed": r"deepspeed is installed",
+    "versions": r"flags\.json is for other versions: .*",
 }
 
 
