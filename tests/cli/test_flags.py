@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from podsrl.cli import VERBS, main
 from podsrl.cli import flags as flags_module
-from podsrl.cli import main
 from podsrl.cli.flags import HOSTS, KINDS, check_early, check_recipe, flag_parser, read_table
 from podsrl.runs.settings import SettingsParser, setting_names
 
@@ -152,8 +152,8 @@ LIGHT = [
     ["train", "--help"],
     ["train", "--help", "all"],
     ["train", "--nmu_rollouts", "8"],
-    *([verb, "--help"] for verb in ("compare", "report", "plan", "evaluate", "view", "select")),
-    *([verb, "--no_such"] for verb in ("compare", "report", "plan", "evaluate", "view", "select")),
+    *([verb, "--help"] for verb in VERBS if verb != "train"),
+    *([verb, "--no_such"] for verb in VERBS if verb != "train"),
 ]
 
 
