@@ -207,9 +207,12 @@ def test_a_setting_that_needs_another_package_is_told(
 
 
 def test_an_output_folder_that_cannot_be_made_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({**RECIPE, "output_dir": str(tmp_path / "file")}))
+    assert "is a file: name a folder" in told(["train", str(recipe)], capsys)
     with pytest.raises(ValueError, match="is a file: name a folder"):
         check_output(tmp_path / "file")
     with pytest.raises(ValueError, match="lies below the file"):

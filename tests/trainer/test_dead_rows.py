@@ -1,6 +1,7 @@
 """Kept rows of advantage 0 cost nothing, and what is learned is what it would have been."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ from helpers.harness import reward_of_hard_questions as hard_only
 from helpers.tiny import digit_reward
 from podsrl import PODSConfig
 from podsrl.packing.serve import LogProbs
+from podsrl.trl import dealing
 from podsrl.trl.checks import LOSSES_OF_ADVANTAGES
-from podsrl.trl.dealing import deal_by_prompt
+from podsrl.trl.dealing import deal, deal_by_prompt
 
 SGD = {"optim": "sgd", "learning_rate": 0.5, "max_grad_norm": 0.0}
 
@@ -273,3 +275,34 @@ def test_advantages_per_token_are_dealt_by_rows() -> None:
     dealt = deal_by_prompt(halves, whole=False, skips_dead=True)
     # Two prompts live and two do not: each micro-batch has one of each.
     assert [int(each["advantages"].any(1).sum()) for each in dealt] == [2, 2]
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_rows_stay_where_they_are_unless_one_is_dead(
+    dead: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other process has 9 tokens a completion and this one 1: uneven, but not by dead rows."""
+    rows = torch.arange(4)
+    batch = {
+        "prompt_ids": torch.full((4, 1), 5),
+        "prompt_mask": torch.ones(4, 1, dtype=torch.long),
+        "completion_mask": (torch.arange(9) < 1).long().expand(4, 9),
+        "advantages": torch.tensor([1.0, -1.0, 1.0, 0.0 if dead else -1.0]),
+    }
+    halves = [{key: value[part] for key, value in batch.items()} for part in (rows[:2], rows[2:])]
+    theirs = torch.tensor([[1, 9, 4, 1]] * 4)
+    state = SimpleNamespace(num_processes=2, process_index=0)
+    monkeypatch.setattr(dealing, "PartialState", lambda: state)
+    monkeypatch.setattr(dealing, "gather", lambda mine: torch.cat([mine, theirs]))
+    travelled: list[int] = []
+
+    def rows_of_all(batch: dict[str, Any]) -> dict[str, Any]:
+        travelled.append(len(batch["advantages"]))
+        return {key: torch.cat([value, value]) for key, value in batch.items()}
+
+    monkeypatch.setattr(dealing, "rows_of_all", rows_of_all)
+    config = PODSConfig("unused", num_generations=4, use_cpu=True, bf16=False)
+    assert config.skip_dead_rows
+    dealt = deal(halves, config, whole=False)
+    assert travelled == ([4] if dead else [])
+    assert [len(each["advantages"]) for each in dealt] == [2, 2]
