@@ -1,6 +1,9 @@
 """The default recipe on TRL's sampling and update and on ours: accuracy and training seconds.
 
     python benchmarks/paths.py            # 20 to 25 minutes a seed on 2 cores
+    python benchmarks/paths.py --before CHECKOUT --output versions.json
+
+With `--before`, the sides are another checkout of this project and this one, each on its own paths.
 
 Every run is a process of its own, one after the other, and the side that goes first changes from
 seed to seed. Both sides train for the recipe's steps with the same seed; they draw different random
@@ -9,6 +12,7 @@ run at a time; runs that it holds already are not repeated.
 """
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -21,24 +25,26 @@ from podsrl.runs.folder import read_json, write_json
 
 HERE = Path(__file__).resolve().parent
 RECIPE = HERE.parent / "recipes" / "arithmetic-smollm2.yaml"
-SIDES = {"trl": ["--fast_sampling", "false", "--packed_update", "false"], "podsrl": []}
+ON_TRL_PATHS = ["--fast_sampling", "false", "--packed_update", "false"]
 
 
-def run_side(side: str, seed: int, extra: list[str]) -> dict[str, Any]:
+def run_side(checkout: Path, seed: int, extra: list[str]) -> dict[str, Any]:
     """One training run of the recipe, evaluated before and after, in a folder that is discarded."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "run"
         command = [sys.executable, "-m", "podsrl.cli", "train", str(RECIPE), "--seed", str(seed)]
-        subprocess.run([*command, "--output_dir", str(target), *SIDES[side], *extra], check=True)
+        environment = os.environ | {"PYTHONPATH": str(checkout / "src")}
+        command += ["--output_dir", str(target), *extra]
+        subprocess.run(command, check=True, env=environment)
         result = read_json(target / "result.json")
     kept = {key: result[key] for key in ("steps", "seconds", "gain_points", "versions")}
     accuracy = {f"accuracy_{when}": result[when]["accuracy_greedy"] for when in ("before", "after")}
     return kept | accuracy
 
 
-def summary(seeds: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Our training seconds over TRL's, and our accuracy minus TRL's, over the complete seeds."""
-    pairs = [(sides["podsrl"], sides["trl"]) for sides in seeds.values() if len(sides) == 2]
+def summary(seeds: dict[str, dict[str, Any]], other: str) -> dict[str, Any]:
+    """Our training seconds over the other side's, and accuracies compared, over complete seeds."""
+    pairs = [(sides["podsrl"], sides[other]) for sides in seeds.values() if len(sides) == 2]
     if not pairs:
         return {}
     shares = [a["seconds"]["training"] / b["seconds"]["training"] for a, b in pairs]
@@ -53,16 +59,23 @@ def summary(seeds: dict[str, dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--before", type=Path, metavar="CHECKOUT")
     parser.add_argument("--output", type=Path, default=HERE / "paths.json")
     arguments, extra = parser.parse_known_args()
+    other = "before" if arguments.before else "trl"
+    sides_run = {
+        other: (arguments.before or HERE.parent, [] if arguments.before else ON_TRL_PATHS),
+        "podsrl": (HERE.parent, []),
+    }
     seeds = read_json(arguments.output)["seeds"] if arguments.output.exists() else {}
     for seed in arguments.seeds:
         sides = seeds.setdefault(str(seed), {})
-        for side in SIDES if seed % 2 else reversed(SIDES):
+        for side in sides_run if seed % 2 else reversed(sides_run):
             if side in sides:
                 continue
-            sides[side] = run_side(side, seed, extra)
-            content = {"recipe": RECIPE.name, "summary": summary(seeds), "seeds": seeds}
+            checkout, arm = sides_run[side]
+            sides[side] = run_side(checkout, seed, [*arm, *extra])
+            content = {"recipe": RECIPE.name, "summary": summary(seeds, other), "seeds": seeds}
             write_json(arguments.output, content)
             seconds = sides[side]["seconds"]["training"]
             print(f"seed {seed}, {side}: {seconds:.0f} s of training", flush=True)
