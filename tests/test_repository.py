@@ -104,3 +104,24 @@ def test_citation_is_that_of_the_readme_and_of_the_package() -> None:
     assert "2504.13818" in paper["url"]
     names = [f"{author['given-names']} {author['family-names']}" for author in paper["authors"]]
     assert f"author = {{{' and '.join(names)}}}" in readme
+
+
+def test_the_image_runs_the_two_commands() -> None:
+    """Its instructions name what the project has; nobody builds it here."""
+    text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    assert 'CMD ["make", "train"]' in text and "docker run podsrl make test" in text
+    target = re.findall(r"^RUN make (\S+)$", text, re.M)
+    assert target == [".venv/.installed"]
+    assert "$(VENV)/.installed:" in (ROOT / "Makefile").read_text()
+    version = re.findall(r"^FROM python:(\d+\.\d+)", text, re.M)
+    assert f"Programming Language :: Python :: {version[0]}" in PROJECT["classifiers"]
+
+
+def test_the_site_has_every_page_and_is_part_of_the_tests() -> None:
+    """`make test` builds it with warnings as errors; a page that it does not list is one of them."""
+    assert re.search(r"^test:.*\bdocs\b", (ROOT / "Makefile").read_text(), re.M)
+    assert "mkdocs build --quiet --strict" in (ROOT / "Makefile").read_text()
+    settings = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for kind in ("not_found", "anchors", "absolute_links", "unrecognized_links"):
+        assert f"{kind}: warn" in settings
+    assert "omitted_files: warn" in settings

@@ -16,7 +16,7 @@ EXAMPLES = """examples:
   podsrl completion tcsh > ~/.podsrl.tcsh
 
 zsh looks in the folders of $fpath; ~/.tcshrc must source its file. A new shell knows it. Write the
- file again after an update of podsrl."""
+file again after an update of podsrl."""
 
 
 @errors_in_one_line("completion")
