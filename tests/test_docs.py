@@ -112,7 +112,10 @@ def test_the_choice_in_a_loop_of_ones_own() -> None:
 def test_every_page_is_in_the_index() -> None:
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     listed = set(re.findall(r"^- \[[^]]+\]\(([^)]+)\)", index, re.M))
-    assert {page.name for page in ROOT.glob("docs/*.md")} - {"index.md"} <= listed
+    pages = {page.name for page in ROOT.glob("docs/*.md")}
+    assert pages - {"index.md"} <= listed
+    in_site = set(re.findall(r": ([a-z_]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.M))
+    assert pages == in_site
 
 
 def axis_letters() -> set[str]:
