@@ -21,6 +21,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "schedule": {"num_generations_start": 2},
     "refill": {"refill_constant_groups": 1},
     "early stop": {"early_stop": True},
+    "rounds": {"sampling_rounds": 2},
 }
 # Both stages of the loop, and two rollouts of the reference instead of eight.
 OPTIONS = {

@@ -44,6 +44,8 @@ what is sampled and kept
   --refill_constant_groups R   sample other prompts, in up to R rounds, where rewards are equal
   --early_stop true       stop sampling a group when no unfinished rollout could be kept for its
                           variance; rewards lie in --reward_bounds (default: the task's)
+  --sampling_rounds R     sample R rollouts (8, say) of a prompt at a time, until their rewards
+                          differ enough (docs/rounds.md)
   --fast_sampling, --packed_update   true or false: read each prompt once for all its rollouts,
                           when sampling and when updating (default: where it is supported)
   --skip_dead_rows        true or false: leave kept rollouts that teach nothing out of the update

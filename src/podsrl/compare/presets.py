@@ -5,7 +5,8 @@ from typing import Any
 
 from podsrl.runs.checks import check_names, check_values
 from podsrl.runs.settings import setting_names, setting_types
-from podsrl.trl.config import DEFAULT_ROLLOUTS_PER_KEPT, PODSConfig
+from podsrl.trl.config import PODSConfig
+from podsrl.trl.defaults import DEFAULT_ROLLOUTS_PER_KEPT
 
 Settings = dict[str, Any]
 

@@ -19,13 +19,14 @@ ABOVE_0 = (
 )
 AT_LEAST_0 = (
     "learning_rate weight_decay max_grad_norm warmup_steps beta epsilon epsilon_high "
-    "evaluate_samples dataloader_num_workers refill_constant_groups budget_floor"
+    "evaluate_samples dataloader_num_workers refill_constant_groups budget_floor "
+    "sampling_rounds"
 )
 AT_LEAST_1 = (
     "per_device_train_batch_size per_device_eval_batch_size gradient_accumulation_steps "
     "num_generations num_rollouts num_generations_start num_generations_steps num_iterations "
     "max_completion_length steps_per_generation generation_batch_size num_reference_rollouts "
-    "save_total_limit lora_r budget_cap"
+    "save_total_limit lora_r budget_cap sampling_rounds_enough sampling_rounds_give_up"
 )
 Bound = tuple[Callable[[Any], bool], str]
 BOUNDS: dict[str, Bound] = {

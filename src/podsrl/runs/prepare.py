@@ -109,6 +109,8 @@ def fit_to_task(config: PODSConfig, task: Task, num_questions: int) -> None:
         )
     if config.early_stop and config.reward_bounds is None:
         config.reward_bounds = list(task.bounds(config.reward_weights))
+    if config.sampling_rounds and config.reward_bounds is None and task.has_bounds():
+        config.reward_bounds = list(task.bounds(config.reward_weights))
     assert config.generation_batch_size is not None
     num_prompts = config.generation_batch_size // config.num_generations
     if num_questions < num_prompts:

@@ -92,6 +92,10 @@ class Task:
         low, high = combine(torch.stack([low_F, high_F])[None], weights_F)[0].float().tolist()
         return low, high
 
+    def has_bounds(self) -> bool:
+        """Whether `bounds` knows those of every reward."""
+        return all(name in self.reward_bounds for name in self.reward_funcs)
+
     def is_correct(self, completion_text: str, row: Row) -> bool | None:
         """Return whether the completion answers the row's question, None if grading failed."""
         score = self.score([completion_text], [row])[0]

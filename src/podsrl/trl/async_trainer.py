@@ -10,7 +10,7 @@ from trl.experimental.async_grpo import AsyncGRPOConfig, AsyncGRPOTrainer, async
 from podsrl.core.rules import RULES
 from podsrl.core.selection import Selector
 from podsrl.trl.async_loop import OVER_ALL, PodsRolloutWorker
-from podsrl.trl.config import DEFAULT_ROLLOUTS_PER_KEPT
+from podsrl.trl.defaults import DEFAULT_ROLLOUTS_PER_KEPT
 
 
 @dataclass

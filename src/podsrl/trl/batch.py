@@ -3,6 +3,7 @@
 Shape letters: P prompts, N sampled rollouts, M kept rollouts, F reward functions, B kept rows.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -67,8 +68,11 @@ class GenerationBatch:
     """The rows that this process trains on, counted from the first that it sampled."""
     metrics: dict[str, Tensor] = field(default_factory=dict)
     """What steps before the selection have to say of this batch."""
+    counts: Counter[str] = field(default_factory=Counter)
+    """What sampling in rounds has taken so far, see rounds.py."""
     first_rewards_PNF: Tensor | None = None
-    """Rewards of the prompts that the data loader drew, where other prompts took their place."""
+    """Rewards that speak for the policy, where those chosen from do not: of the prompts that the
+    data loader drew, where others took their place; of the first round, where more followed."""
     old_log_probs: Callable[..., tuple[Tensor, Any]] | None = None
     """The policy's log-probs before the update, not computed yet; takes `advantages`."""
 

@@ -15,6 +15,7 @@ from podsrl.core.schedule import smallest_unit
 from podsrl.core.select import RULES
 from podsrl.core.selection import BUDGETS
 from podsrl.trl.objective_checks import check_objective
+from podsrl.trl.rounds_checks import check_rounds
 
 if TYPE_CHECKING:
     from podsrl.trl.config import PODSConfig
@@ -45,6 +46,9 @@ def check_settings(config: "PODSConfig") -> None:
     _check_dead_rows(config)
     if config.early_stop:
         _check_early_stop(config)
+    check_rounds(config)
+    if config.early_stop or config.sampling_rounds:
+        _check_bounds(config)
 
 
 def settings_needing_all(config: "PODSConfig") -> list[str]:
@@ -223,6 +227,9 @@ def _check_early_stop(config: "PODSConfig") -> None:
     for need, is_met in needs.items():
         if not is_met:
             raise ValueError(f"early_stop needs {need}. Change it, or leave early_stop out.")
+
+
+def _check_bounds(config: "PODSConfig") -> None:
     bounds = config.reward_bounds
     if bounds is not None and not (len(bounds) == 2 and -inf < bounds[0] < bounds[1] < inf):
         raise ValueError(

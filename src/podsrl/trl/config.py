@@ -8,14 +8,13 @@ from trl import GRPOConfig
 from podsrl.core.advantage import ESTIMATORS
 from podsrl.core.objectives import OBJECTIVES, Objective
 from podsrl.core.select import RULES
-from podsrl.trl.checks import check_settings, settings_needing_all, why_dead_rows_matter
+from podsrl.trl.checks import check_settings
+from podsrl.trl.defaults import fill_in_defaults
 from podsrl.trl.objective_checks import (
     DEFAULT_REFERENCE_ROLLOUTS,
     GRPO,
     fill_in_objective_options,
 )
-
-DEFAULT_ROLLOUTS_PER_KEPT = 4
 
 
 @dataclass
@@ -249,27 +248,31 @@ class PODSConfig(GRPOConfig):
             "the task."
         },
     )
+    sampling_rounds: int = field(
+        default=0,
+        metadata={
+            "help": "Sample in rounds of so many rollouts (8, say), and only those prompts again "
+            "whose rewards do not differ enough yet; num_rollouts is the most. 0: all at once."
+        },
+    )
+    sampling_rounds_enough: int | None = field(
+        default=None,
+        metadata={"help": "sampling_rounds: rarer rewards that settle a prompt. Default: m / 4."},
+    )
+    sampling_rounds_give_up: int | None = field(
+        default=None,
+        metadata={
+            "help": "sampling_rounds: rollouts of equal reward after which a prompt is given up. "
+            "Default: 2 m, at most n."
+        },
+    )
 
     def __post_init__(self) -> None:
         # Before TRL counts with them: what None stands for in the fields of the objective.
         fill_in_objective_options(self)
         super().__post_init__()
-        self._fill_in()
+        fill_in_defaults(self)
         check_settings(self)
-
-    def _fill_in(self) -> None:
-        if self.advantage_from is None:
-            self.advantage_from = "all" if settings_needing_all(self) else "kept"
-        if self.num_rollouts is None:
-            self.num_rollouts = DEFAULT_ROLLOUTS_PER_KEPT * self.num_generations
-        samples_more = self.num_rollouts > self.num_generations
-        self.fast_sampling = samples_more if self.fast_sampling is None else self.fast_sampling
-        self.packed_update = samples_more if self.packed_update is None else self.packed_update
-        if self.skip_dead_rows is None:
-            self.skip_dead_rows = self.packed_update and why_dead_rows_matter(self) is None
-        objective = self.get_objective()
-        if objective and objective.needs_reference_rewards and self.num_reference_rollouts is None:
-            self.num_reference_rollouts = DEFAULT_REFERENCE_ROLLOUTS
 
     def own_advantages(self) -> bool:
         """Whether the advantages differ from those that TRL computes from the kept rewards."""

@@ -123,17 +123,24 @@ class Scorer:
     def write_logs(self, num_rows: int) -> None:
         """Hand what the functions logged to TRL as if they had been called once.
 
-        Stopped rollouts have None in extra columns. A metric whose name begins with `num_` is a
-        count and is added up over the calls; others are averaged over the rollouts.
+        Stopped rollouts have None in extra columns.
         """
         for column, value_of in self.extra.items():
             self.host._pending_extra_logs[column] = [value_of.get(i) for i in range(num_rows)]
         for name, values in self.metrics.items():
-            total = math.fsum(value for _, value in values)
-            if not name.split("/")[-1].startswith("num_"):
-                weighted = math.fsum(count * value for count, value in values)
-                total = weighted / sum(count for count, _ in values)
-            self.host._pending_metrics[name].append(total)
+            self.host._pending_metrics[name].append(over_calls(name, values))
+
+
+def over_calls(name: str, values: list[tuple[int, float]]) -> float:
+    """Of a metric that a reward function logged in several calls, what one call would have logged.
+
+    values: rollouts of each call, and its value. A metric whose name begins with `num_` is a count
+    and is added up; others are averaged over the rollouts. (3, 1.0) and (1, 0.0) give 0.75.
+    """
+    if name.split("/")[-1].startswith("num_"):
+        return math.fsum(value for _, value in values)
+    weighted = math.fsum(count * value for count, value in values)
+    return weighted / sum(count for count, _ in values)
 
 
 def _call(function: Any, name: str, arguments: dict[str, Any]) -> list[float]:

@@ -43,26 +43,19 @@ class Refilling:
     def __init__(self, host: GRPOTrainer) -> None:
         self.host = host
 
-    def __call__(
-        self,
-        batch: GenerationBatch,
-        rollouts: Rollouts,
-        *,
-        sample: Callable[[list[dict[str, Any]]], Rollouts],
-        combined: Callable[[Tensor], Tensor],
-        seed: int,
-    ) -> Rollouts:
+    def __call__(self, batch: GenerationBatch, rollouts: Rollouts, *, seed: int) -> Rollouts:
         """`refill` with rows of the host's training set, in an order that `seed` fixes.
 
         Tells `batch` what there was before and what it took.
         """
         num_rollouts = self.host.args.num_rollouts
-        batch.first_rewards_PNF = rollouts.rewards_per_func.unflatten(0, (-1, num_rollouts))
+        if batch.first_rewards_PNF is None:
+            batch.first_rewards_PNF = rollouts.rewards_per_func.unflatten(0, (-1, num_rollouts))
 
         def sample_apart(inputs: list[dict[str, Any]]) -> Rollouts:
             # Columns that rewards log of these rollouts are kept apart from those of before.
             self.host._pending_extra_logs.clear()
-            return sample(inputs)
+            return self.host.sample(inputs)
 
         refilled = refill(
             rollouts,
@@ -70,13 +63,13 @@ class Refilling:
             num_rounds=self.host.args.refill_constant_groups,
             fresh_rows=self._fresh_rows(rollouts, seed),
             sample=sample_apart,
-            combined=combined,
+            combined=self.host.selector.combined,
             process=self.host.accelerator.process_index,
             num_processes=self.host.accelerator.num_processes,
         )
         self.host._pending_extra_logs.clear()
         self.host._pending_extra_logs.update(refilled.rollouts.extra_logs)
-        batch.metrics = refilled.metrics(num_rollouts)
+        batch.metrics |= refilled.metrics(num_rollouts)
         return refilled.rollouts
 
     def _fresh_rows(self, rollouts: Rollouts, seed: int) -> Iterator[dict[str, Any]]:

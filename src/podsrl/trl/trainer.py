@@ -39,6 +39,7 @@ from podsrl.trl.records import log_rollouts, record_metrics, use_advantages
 from podsrl.trl.reference import ReferenceRewards
 from podsrl.trl.refill import Refilling
 from podsrl.trl.refusals import default_output_dir, refuse_arguments, refuse_trainer
+from podsrl.trl.rounds import InRounds
 from podsrl.trl.sampling import PromptOnce
 from podsrl.trl.token_kl import TokenDivergence
 from podsrl.trl.vllm import engine_for_all_rollouts
@@ -110,6 +111,8 @@ class PODSTrainer(GRPOTrainer):
         engine = self.use_vllm or self.use_transformers_continuous_batching
         self.prompt_once = PromptOnce(self) if args.fast_sampling and not engine else None
         self.stopping = Stopping(self) if args.early_stop else None
+        sample = self._sample_and_score
+        self.sample = InRounds(self, sample) if args.sampling_rounds else sample
         self.refilling = Refilling(self) if args.refill_constant_groups else None
         log_probs = LogProbs(self.accelerator.autocast, packs=args.packed_update)
         self.kept_log_probs = log_probs if args.packed_update or args.skip_dead_rows else None
@@ -182,15 +185,9 @@ class PODSTrainer(GRPOTrainer):
         batch = self.batch
         if batch is None:
             return super()._generate(prompts)
-        rollouts = self._sample_and_score(batch.per_rollout())
+        rollouts = self.sample(batch.per_rollout())
         if self.refilling:
-            rollouts = self.refilling(
-                batch,
-                rollouts,
-                sample=self._sample_and_score,
-                combined=self.selector.combined,
-                seed=self._selection_seed(),
-            )
+            rollouts = self.refilling(batch, rollouts, seed=self._selection_seed())
         self.clock.begin("selection")
         selection = self._select(rollouts)
         # TRL logs this list of prompts and takes its length for the rows of this process.
@@ -198,11 +195,11 @@ class PODSTrainer(GRPOTrainer):
         self.clock.begin(None)
         return kept
 
-    def _sample_and_score(self, inputs: list[dict[str, Any]]) -> Rollouts:
+    def _sample_and_score(self, inputs: list[dict[str, Any]], num_each: int = 0) -> Rollouts:
         prompts = [row["prompt"] for row in inputs]
         with self.stopping.watching(inputs, prompts) if self.stopping else nullcontext():
             self.clock.begin("sampling")
-            with self._groups_of(self.args.num_rollouts):
+            with self._groups_of(num_each or self.args.num_rollouts):
                 generated = super()._generate(prompts)
             self.clock.begin("rewards")
             _, completion_ids, _, completions, *_ = generated

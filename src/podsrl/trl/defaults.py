@@ -1,0 +1,37 @@
+"""What None stands for in the fields of PODSConfig, those of objectives apart."""
+
+from typing import TYPE_CHECKING
+
+from podsrl.trl.checks import settings_needing_all, why_dead_rows_matter
+from podsrl.trl.objective_checks import DEFAULT_REFERENCE_ROLLOUTS
+
+if TYPE_CHECKING:
+    from podsrl.trl.config import PODSConfig
+
+DEFAULT_ROLLOUTS_PER_KEPT = 4
+
+
+def fill_in_defaults(config: "PODSConfig") -> None:
+    """Give every field that is None for its default the value that it stands for."""
+    if config.advantage_from is None:
+        config.advantage_from = "all" if settings_needing_all(config) else "kept"
+    if config.num_rollouts is None:
+        config.num_rollouts = DEFAULT_ROLLOUTS_PER_KEPT * config.num_generations
+    samples_more = config.num_rollouts > config.num_generations
+    config.fast_sampling = samples_more if config.fast_sampling is None else config.fast_sampling
+    config.packed_update = samples_more if config.packed_update is None else config.packed_update
+    if config.skip_dead_rows is None:
+        config.skip_dead_rows = config.packed_update and why_dead_rows_matter(config) is None
+    objective = config.get_objective()
+    needs_reference = objective is not None and objective.needs_reference_rewards
+    if needs_reference and config.num_reference_rollouts is None:
+        config.num_reference_rollouts = DEFAULT_REFERENCE_ROLLOUTS
+    if config.sampling_rounds:
+        _fill_in_rounds(config, config.num_generations, config.num_rollouts)
+
+
+def _fill_in_rounds(config: "PODSConfig", m: int, n: int) -> None:
+    if config.sampling_rounds_enough is None:
+        config.sampling_rounds_enough = -(-m // 4)
+    if config.sampling_rounds_give_up is None:
+        config.sampling_rounds_give_up = min(2 * m, n)
