@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from authors_curves import read_authors
+from rounds import count_rounds
 
 from podsrl.core import logit_normal
 from podsrl.core.budget import pooled
@@ -259,6 +260,7 @@ def main() -> None:
         "authors_sweeps_to_80_percent": sweeps(),
         "authors_curves": authors,
         "pooled_against_per_prompt": budgets(),
+        "rounds": count_rounds(),
     }
     tables = [
         f" {json.dumps(name)}: "
