@@ -1,6 +1,7 @@
 """The pilot on a tiny model, its rewards, and rho against gradients taken one by one."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -8,8 +9,10 @@ import torch
 
 from helpers.tiny import make_model
 from podsrl.plan import noise as noise_module
-from podsrl.plan.noise import UNKNOWN, Group, measure_noise, ratio_interval
+from podsrl.plan import pilot as pilot_module
+from podsrl.plan.noise import UNKNOWN, Group, Noise, measure_noise, ratio_interval
 from podsrl.plan.pilot import run_pilot, score
+from podsrl.plan.tell import notes_on
 from podsrl.tasks import load_task
 
 
@@ -29,6 +32,52 @@ def test_pilot_of_a_tiny_model_is_the_same_twice(tiny_folder):
     assert one.rewards_PR.shape == (6, 8) and one.num_prompts == 6
     assert torch.equal(one.rewards_PR, other.rewards_PR)
     assert one.seconds > 0 and one.num_failed == 0
+
+
+def interrupt_at(when: tuple[str, int], seen: list) -> Callable[[str, int, int], None]:
+    def report(what: str, done: int, total: int) -> None:
+        seen.append((what, done, total))
+        if (what, done) == when:
+            raise KeyboardInterrupt
+
+    return report
+
+
+def test_ctrl_c_keeps_what_was_sampled(tiny_folder, monkeypatch):
+    monkeypatch.setattr(pilot_module, "ROWS_AT_A_TIME", 16)
+    whole = run_pilot(recipe(tiny_folder), 6, 8)
+    seen: list = []
+    report = interrupt_at(("rollouts", 32), seen)
+    part = run_pilot(recipe(tiny_folder), 6, 8, report=report)
+    assert seen == [("rollouts", 16, 48), ("rollouts", 32, 48)]
+    assert part.stopped and not whole.stopped
+    assert (part.num_prompts, part.noise) == (4, UNKNOWN)
+    assert torch.equal(part.rewards_PR, whole.rewards_PR[:4])
+    assert any("stopped by Ctrl-C" in note for note in notes_on(part))
+    monkeypatch.setattr(pilot_module, "_sample", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_pilot(recipe(tiny_folder), 6, 8)
+
+
+def interrupted(*arguments, **options):
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_keeps_the_gradients_taken():
+    def stop_at(count: int) -> Noise:
+        report = interrupt_at(("gradients", count), [])
+        return measure_noise(
+            make_model(),
+            groups_of(8, [0.0, 1.0, 1.0, 0.0]),
+            temperature=1.0,
+            per_token=False,
+            report=lambda done, total: report("gradients", done, total),
+        )
+
+    assert (stop_at(20).num_groups, stop_at(20).stopped) == (5, True)
+    assert stop_at(99).num_groups == 8 and not stop_at(99).stopped
+    few = stop_at(8)  # two groups say nothing
+    assert (few.num_groups, few.high, few.stopped) == (0, math.inf, True)
 
 
 def test_a_pilot_of_one_rollout_is_refused(tiny_folder):

@@ -7,6 +7,8 @@ import yaml
 
 from podsrl.cli import plan as plan_command
 from podsrl.plan import measure as plan_measure
+from podsrl.plan import pilot as plan_pilot
+from podsrl.plan import progress as progress_module
 from podsrl.plan.fit import (
     Costs,
     Line,
@@ -174,6 +176,12 @@ def test_plan_with_a_pilot_of_a_tiny_model(tiny_folder, tmp_path, capsys):
         best["num_kept"],
     )
     told = capsys.readouterr().out
+    assert content["spent"]["pilot_rollouts"] == 48
+    # 2 prompts x (warm-up and one counted step) x (n of 2, 4 and 4)
+    assert content["spent"]["timed_rollouts"] == 2 * 2 * (2 + 4 + 4)
+    assert "40 rollouts to time steps and 48 for the pilot" in told
+    assert "pilot: 48 of 48 rollouts, less than half a minute left of them" in told
+    assert "a step is worth" in told and "times as fast as grpo 2/2" in told
     assert "pilot: 48 rollouts of 6 prompts" in told and content["advice"]["verdict"] in told
     assert files[1].stat().st_size > 5000
 
@@ -206,3 +214,92 @@ def test_rounds_go_there_and_back_after_one_that_does_not_count(monkeypatch):
     rounds = plan_measure.measure_rounds({}, plan, pairs, num_steps=1, at_least_seconds=10)
     assert list(rounds) == [*pairs, *reversed(pairs)]
     assert seen == [(4, 4), *pairs, *reversed(pairs)]
+
+
+def tiny_recipe(folder, tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    settings = {"task": "arithmetic", "model": str(folder), "num_rollouts": 4}
+    settings |= {"num_generations": 2, "per_device_train_batch_size": 4}
+    recipe.write_text(yaml.safe_dump(settings | {"max_completion_length": 4, "beta": 0.0}))
+    return [str(recipe), "--output", str(tmp_path / "plan"), "--pilot", "6"]
+
+
+def measured_until_ctrl_c(points):
+    def rounds(*arguments, **options):
+        yield from points
+        raise KeyboardInterrupt
+
+    return rounds
+
+
+def test_ctrl_c_tells_what_was_measured(tiny_folder, tmp_path, monkeypatch, capsys):
+    points = [point(n, m, 1 + n / 4, 1 + m / 2, rows=m) for n, m in points_to_measure(4, 2)]
+    monkeypatch.setattr(plan_measure, "measure_rounds", measured_until_ctrl_c(points))
+    assert plan_command.main(tiny_recipe(tiny_folder, tmp_path)) == 130
+    content = json.loads((tmp_path / "plan" / "plan.json").read_text())
+    assert content["stopped"] is True and "gains" not in content
+    assert content["a_b_c"] == pytest.approx([2.0, 0.25, 0.5])
+    assert content["spent"]["pilot_rollouts"] == 0
+    told = capsys.readouterr().out
+    assert "stopped by Ctrl-C: all this is from what had been measured" in told
+    assert "seconds per step = 2.00 + 0.250 n + 0.500 m" in told
+
+
+def test_ctrl_c_before_a_round_is_whole_writes_nothing(tiny_folder, tmp_path, monkeypatch, capsys):
+    points = [point(2, 2, 1.0, 1.0), point(4, 2, 2.0, 1.0)]  # nothing to tell c by
+    monkeypatch.setattr(plan_measure, "measure_rounds", measured_until_ctrl_c(points))
+    assert plan_command.main(tiny_recipe(tiny_folder, tmp_path)) == 130
+    assert "nothing was written" in capsys.readouterr().out
+    assert not (tmp_path / "plan").exists()
+
+
+def test_ctrl_c_in_the_first_batch_of_the_pilot_leaves_the_seconds(
+    tiny_folder, tmp_path, monkeypatch
+):
+    points = [point(n, m, 1 + n / 4, 1 + m / 2, rows=m) for n, m in points_to_measure(4, 2)]
+    monkeypatch.setattr(plan_measure, "measure_rounds", lambda *a, **k: iter(points))
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plan_pilot, "run_pilot", interrupted)
+    assert plan_command.main(tiny_recipe(tiny_folder, tmp_path)) == 130
+    content = json.loads((tmp_path / "plan" / "plan.json").read_text())
+    assert content["stopped"] is True and content["proposal"]["num_kept"] == 2
+
+
+def test_time_left_by_hand(monkeypatch):
+    clock = iter([0.0, 20.0, 40.0, 100.0, 130.0, 135.0, 160.0, 190.0])
+    monkeypatch.setattr(progress_module.time, "perf_counter", lambda: next(clock))
+    lines: list[str] = []
+    progress = progress_module.Progress(
+        lines.append, num_pilot=512, num_prompts=4, num_steps=2, at_least_seconds=90.0
+    )
+    # 20 s for two measurements, so 10 each: the round ends in 20 s, all rounds after 90 - 10 s;
+    # 512 rollouts at 8 / (4 x 4) s take 256 s more.
+    progress.measured(point(4, 4, 8.0, 1.0), 3)
+    # 40 s for three: the rounds go on for 90 - (40 - 13.3) = 63.3 s, the pilot takes 32 s.
+    progress.measured(point(16, 4, 4.0, 1.0), 3)
+    progress.begin_pilot()  # 100
+    progress.pilot("rollouts", 128, 512)  # 130: 30 s a quarter, so 90 s
+    progress.pilot("rollouts", 256, 512)  # 135: no line within 10 s
+    progress.pilot("rollouts", 512, 512)  # 160
+    assert lines == [
+        "  about 5.6 minutes left",
+        "  about 1.6 minutes left",
+        "pilot: 128 of 512 rollouts, about 1.5 minutes left of them",
+        "pilot: 512 of 512 rollouts, less than half a minute left of them",
+    ]
+    spent = progress.spent()  # 190
+    # 3 steps x 4 prompts x (4 + 16)
+    assert spent == {"minutes": 190 / 60, "timed_rollouts": 240, "pilot_rollouts": 512}
+
+
+def test_ctrl_c_in_the_check_leaves_the_plan(tiny_folder, tmp_path, monkeypatch):
+    points = [point(n, m, 1 + n / 4, 1 + m / 2, rows=m) for n, m in points_to_measure(4, 2)]
+    rounds = iter([lambda *a, **k: iter(points), measured_until_ctrl_c([])])
+    monkeypatch.setattr(plan_measure, "measure_rounds", lambda *a, **k: next(rounds)(*a, **k))
+    command = [*tiny_recipe(tiny_folder, tmp_path)[:-1], "0", "--check"]
+    assert plan_command.main(command) == 0
+    content = json.loads((tmp_path / "plan" / "plan.json").read_text())
+    assert content["check"] == [] and content["proposal"]["num_kept"] == 2

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from podsrl.plan.fit import Costs, Point, Proposal
     from podsrl.plan.measure import Layout
+    from podsrl.plan.progress import Progress
 
 DESCRIPTION = """Measure what a training step of a recipe costs on this machine: seconds of sampling
 for n rollouts per prompt, seconds and memory of the update on m. Sample a pilot of the recipe's
@@ -22,7 +23,7 @@ prompts, to know how often the model is right. Predict from both how many times 
 GRPO of several sizes would be, say whether PODS pays here, and write a recipe with the n, m and
 micro-batch that follow."""
 EXAMPLES = """examples:
-  podsrl plan recipes/arithmetic-smollm2.yaml                    about six minutes, writes plan/
+  podsrl plan recipes/arithmetic-smollm2.yaml                    about three minutes, writes plan/
   podsrl plan recipes/arithmetic-smollm2.yaml --pilot 0          two minutes: seconds alone
   podsrl plan recipes/arithmetic-smollm2.yaml --check            and three pairs (n, m) to test it
   podsrl plan my.yaml --seconds 300 --output plans/my            steadier figures
@@ -36,7 +37,10 @@ FIGURES = (".png", ".svg", ".pdf")
 
 @errors_in_one_line("plan")
 def main(argv: list[str] | None) -> int:
-    """Measure, propose, write; 0 done, 2 bad input, 130 stopped by Ctrl-C."""
+    """Measure, propose, write; 0 done, 2 bad input, 130 stopped by Ctrl-C.
+
+    What had been measured when Ctrl-C came is told and written, if it says anything.
+    """
     options = _parser().parse_args(argv)
     _check_pilot(options)
     recipe_settings = read_recipe(Path(options.recipe))
@@ -54,7 +58,7 @@ def main(argv: list[str] | None) -> int:
             )
         return _plan(recipe, plan, device, options, console)
     except KeyboardInterrupt:
-        console.print("stopped; nothing was written")
+        console.print("stopped before there was anything to tell; nothing was written")
         return 130
 
 
@@ -80,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         help="prompts to sample for the prediction of the gain (default: 64; 0: none)",
     )
     parser.add_argument(
-        "--pilot-rollouts", type=int, default=16, help="rollouts of each of them (default: 16)"
+        "--pilot-rollouts", type=int, default=8, help="rollouts of each of them (default: 8)"
     )
     parser.add_argument("--json", metavar="FILE", help="write what plan.json holds here, too")
     parser.add_argument("--figure", metavar="FILE", help="draw the predicted gains (.png, .svg)")
@@ -125,48 +129,51 @@ def _plan(
     options: argparse.Namespace,
     console: "Console",
 ) -> int:
-    from podsrl.plan.fit import (
-        as_json,
-        check,
-        fit,
-        held_out_points,
-        merge,
-        points_to_measure,
-        propose,
-    )
+    from podsrl.plan.fit import as_json, fit, merge, points_to_measure, propose
     from podsrl.plan.measure import memory_gib
+    from podsrl.plan.progress import Progress, told
+    from podsrl.plan.tell import cost_line, proposal_lines
     from podsrl.runs.folder import device_name, versions, write_json
 
-    sizes = (plan.num_rollouts, plan.num_kept)
     console.print(f"{plan.num_prompts} prompts per step, on {device_name(device)}")
-    points = merge(_measure(recipe, plan, points_to_measure(*sizes), options, console))
+    progress = Progress(
+        console.print,
+        num_pilot=options.pilot * options.pilot_rollouts,
+        num_prompts=plan.num_prompts,
+        num_steps=options.steps,
+        at_least_seconds=options.seconds,
+    )
+    pairs = points_to_measure(plan.num_rollouts, plan.num_kept)
+    found, stopped = _measure(recipe, plan, pairs, options, progress)
+    points = merge(found)
     costs = fit(points)
-    _tell_costs(costs, console)
+    console.print(cost_line(costs))
     memory = memory_gib(device)
+    proposal = propose(costs, plan.num_kept, plan.num_prompts, memory)
     predicted: dict[str, Any] = {}
-    if options.pilot:
-        predicted, proposal = _predict(recipe, plan, costs, memory, options, console)
-    else:
-        proposal = propose(costs, plan.num_kept, plan.num_prompts, memory)
+    if options.pilot and not stopped:
+        try:
+            predicted, proposal = _predict(recipe, plan, costs, memory, options, progress)
+            stopped = predicted["pilot"]["stopped"]
+        except KeyboardInterrupt:
+            stopped = True
     content = as_json(points, costs, proposal) | predicted
-    content["versions"] = versions(device_name(device))
-    _tell(costs, proposal, console, predicted=bool(predicted))
-    if options.check:
-        held_out = merge(_measure(recipe, plan, held_out_points(*sizes), options, console))
-        content["check"] = check(costs, held_out)
-        for row in content["check"]:
-            console.print(
-                f"n = {row['num_rollouts']}, m = {row['num_kept']}: predicted "
-                f"{row['predicted_seconds']:.2f} s, measured {row['measured_seconds']:.2f} s "
-                f"({100 * row['relative_error']:+.0f} %)"
-            )
+    content |= {"versions": versions(device_name(device)), "stopped": stopped}
+    for line in proposal_lines(costs, proposal, predicted=bool(predicted)):
+        console.print(line)
+    if options.check and not stopped:
+        content["check"] = _check(recipe, plan, costs, options, progress)
+    content["spent"] = progress.spent()
+    console.print(told(content["spent"]))
     folder = Path(options.output)
     write_json(folder / "plan.json", content)
     if options.json:
         write_json(Path(options.json), content)
     _write_recipe(recipe, proposal, folder / "recipe.yaml")
     console.print(f"{folder / 'plan.json'} and {folder / 'recipe.yaml'} written")
-    return 0
+    if stopped:
+        console.print("stopped by Ctrl-C: all this is from what had been measured by then")
+    return 130 if stopped else 0
 
 
 def _predict(
@@ -175,7 +182,7 @@ def _predict(
     costs: "Costs",
     memory: float,
     options: argparse.Namespace,
-    console: "Console",
+    progress: "Progress",
 ) -> "tuple[dict[str, Any], Proposal]":
     """What a pilot says of each arm, told and for plan.json, and the arm to train with."""
     from podsrl.plan.fit import propose_arm
@@ -184,12 +191,13 @@ def _predict(
     from podsrl.plan.pilot import run_pilot
     from podsrl.plan.tell import as_json, draw, lines
 
-    pilot = run_pilot(recipe, options.pilot, options.pilot_rollouts)
+    progress.begin_pilot()
+    pilot = run_pilot(recipe, options.pilot, options.pilot_rollouts, report=progress.pilot)
     rates = success_rates(pilot)
     free = skips_dead_rows(recipe)
     advice = advise(rates, pilot.noise, costs, plan.num_kept, memory, dead_rows_free=free)
     for line in lines(pilot, rates, advice):
-        console.print(line)
+        progress.say(line)
     if options.figure:
         draw(advice, Path(options.figure))
     proposal = propose_arm(
@@ -209,59 +217,54 @@ def _measure(
     plan: "Layout",
     pairs: list[tuple[int, int]],
     options: argparse.Namespace,
-    console: "Console",
-) -> "list[Point]":
+    progress: "Progress",
+) -> "tuple[list[Point], bool]":
+    """All points, or those measured before Ctrl-C if a line can be laid through them."""
     from podsrl.plan.measure import measure_rounds
 
     points = []
     rounds = measure_rounds(
         recipe, plan, pairs, num_steps=options.steps, at_least_seconds=options.seconds
     )
-    for point in rounds:
-        console.print(
-            f"n = {point.num_rollouts}, m = {point.num_kept}: sampling "
-            f"{point.sampling_seconds:.2f} s, update {point.update_seconds:.2f} s, peak memory "
-            f"{point.peak_gib:.2f} GiB"
+    try:
+        for point in rounds:
+            progress.say(
+                f"n = {point.num_rollouts}, m = {point.num_kept}: sampling "
+                f"{point.sampling_seconds:.2f} s, update {point.update_seconds:.2f} s, peak memory "
+                f"{point.peak_gib:.2f} GiB"
+            )
+            points.append(point)
+            progress.measured(point, len(pairs))
+    except KeyboardInterrupt:
+        if {(p.num_rollouts, p.num_kept) for p in points} != set(pairs):
+            raise
+        return points, True
+    return points, False
+
+
+def _check(
+    recipe: dict[str, Any],
+    plan: "Layout",
+    costs: "Costs",
+    options: argparse.Namespace,
+    progress: "Progress",
+) -> list[dict[str, float]]:
+    """Predicted against measured seconds at pairs that were not fitted, told and returned."""
+    from podsrl.plan.fit import check, held_out_points, merge
+
+    pairs = held_out_points(plan.num_rollouts, plan.num_kept)
+    try:
+        points, _ = _measure(recipe, plan, pairs, options, progress)
+    except KeyboardInterrupt:  # the plan itself is whole
+        return []
+    rows = check(costs, merge(points))
+    for row in rows:
+        progress.say(
+            f"n = {row['num_rollouts']}, m = {row['num_kept']}: predicted "
+            f"{row['predicted_seconds']:.2f} s, measured {row['measured_seconds']:.2f} s "
+            f"({100 * row['relative_error']:+.0f} %)"
         )
-        points.append(point)
-    return points
-
-
-def _tell_costs(costs: "Costs", console: "Console") -> None:
-    a = costs.sampling.intercept + costs.update.intercept
-    console.print(
-        f"seconds per step = {a:.2f} + {costs.sampling.slope:.3f} n + {costs.update.slope:.3f} m"
-    )
-
-
-def _tell(costs: "Costs", proposal: "Proposal", console: "Console", *, predicted: bool) -> None:
-    from podsrl.plan.fit import predictions
-
-    verdict = "PODS pays here" if proposal.pays else "PODS will hardly pay here"
-    layout = (
-        f"n = {proposal.num_rollouts}, m = {proposal.num_kept}, "
-        f"{proposal.num_micro_batches} micro-batch(es) of {proposal.micro_rows} kept rollouts, "
-        f"{_backend()}"
-    )
-    if predicted:  # the verdict and its reasons have been told
-        console.print(f"proposed: {layout}")
-        return
-    for arm, seconds in predictions(costs, proposal).items():
-        console.print(f"  {arm}: {seconds:.2f} s")
-    console.print(f"{verdict}: {layout}")
-    for reason in proposal.reasons:
-        console.print(f"  {reason}")
-
-
-def _backend() -> str:
-    """vLLM where it can run; it was not measured unless the recipe says use_vllm."""
-    import importlib.util
-
-    import torch
-
-    if torch.cuda.is_available() and importlib.util.find_spec("vllm") is not None:
-        return "sampling with vLLM (use_vllm: true) is worth a second plan"
-    return "sampling with transformers"
+    return rows
 
 
 def _write_recipe(recipe: dict[str, Any], proposal: "Proposal", path: Path) -> None:

@@ -4,7 +4,7 @@ Shape letters: P prompts, R rollouts of each, F reward functions.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +13,18 @@ from torch import Tensor
 
 from podsrl.core.combine import combine
 from podsrl.models import load_model, load_tokenizer
-from podsrl.plan.noise import Group, Noise, measure_noise
+from podsrl.plan.noise import UNKNOWN, Group, Noise, measure_noise
 from podsrl.runs.settings import RunArguments, parse_settings
 from podsrl.runs.training import load_questions
 from podsrl.sampling.complete import complete, plain_config
+from podsrl.sampling.modes import autocast
 from podsrl.tasks.base import Row, Task
 from podsrl.trl.config import PODSConfig
 
 ROWS_AT_A_TIME = 128
+
+Report = Callable[[str, int, int], None]
+"""Hears what is done, and how much of how much: ("rollouts", 128, 1024)."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class Pilot:
     num_failed: int
     """Prompts left out, because a rollout of theirs has no reward."""
     seconds: float
+    stopped: bool = False
+    """Whether Ctrl-C ended it early."""
 
     @property
     def is_binary(self) -> bool:
@@ -52,15 +58,23 @@ class Pilot:
         return ((self.rewards_PR == high) & ~(is_lone & (high <= 0))).sum(1)
 
 
-def run_pilot(recipe: Mapping[str, Any], num_prompts: int, num_rollouts: int) -> Pilot:
+def run_pilot(
+    recipe: Mapping[str, Any],
+    num_prompts: int,
+    num_rollouts: int,
+    *,
+    report: Report = lambda what, done, total: None,
+) -> Pilot:
     """Sample as the recipe's training would at its start, reward, and measure rho.
 
     The prompts are drawn from the training rows by the recipe's seed. Sampling is our sampler's or
-    `generate`, with the recipe's temperature, top_p, top_k and length limit. Adapters, which change
-    nothing before training, and quantization are left out.
+    `generate`, with the recipe's precision, temperature, top_p, top_k and length limit, some
+    128 rollouts at a time. Adapters, which change nothing before training, and quantization are
+    left out. On Ctrl-C the prompts sampled so far and the gradients taken so far are the pilot.
 
     Raises:
         ValueError: fewer than 1 prompt or 2 rollouts, and whatever the recipe's task and model say.
+        KeyboardInterrupt: Ctrl-C before the first prompts were sampled.
     """
     if num_prompts < 1 or num_rollouts < 2:
         raise ValueError(
@@ -74,7 +88,10 @@ def run_pilot(recipe: Mapping[str, Any], num_prompts: int, num_rollouts: int) ->
     drawn = torch.randperm(len(rows), generator=torch.Generator().manual_seed(config.seed))
     rows = [rows[i] for i in drawn[:num_prompts].tolist()]
     model, tokenizer = _load(*settings)
-    prompt_ids, completion_ids = _sample(model, tokenizer, task, rows, num_rollouts, config)
+    prompt_ids, completion_ids, stopped = _sample_until_stopped(
+        model, tokenizer, task, rows, num_rollouts, config, report
+    )
+    rows = rows[: len(prompt_ids)]
     texts = tokenizer.batch_decode(completion_ids, skip_special_tokens=True)
     rewards_PR = score(task, rows, texts, completion_ids, config.reward_weights).double()
     has_all_P = ~rewards_PR.isnan().any(1)
@@ -83,17 +100,59 @@ def run_pilot(recipe: Mapping[str, Any], num_prompts: int, num_rollouts: int) ->
         for p, rewards in enumerate(rewards_PR)
         if has_all_P[p]
     ]
-    noise = measure_noise(
-        model, groups, temperature=config.temperature, per_token=config.loss_type == "grpo"
+    noise = UNKNOWN
+    if not stopped:
+        noise = measure_noise(
+            model,
+            groups,
+            temperature=config.temperature,
+            per_token=config.loss_type == "grpo",
+            report=lambda done, total: report("gradients", done, total),
+        )
+    return Pilot(
+        rewards_PR[has_all_P],
+        noise,
+        len(rows),
+        num_rollouts,
+        int((~has_all_P).sum()),
+        time.perf_counter() - start,
+        stopped or noise.stopped,
     )
-    seconds, num_failed = time.perf_counter() - start, int((~has_all_P).sum())
-    return Pilot(rewards_PR[has_all_P], noise, len(rows), num_rollouts, num_failed, seconds)
 
 
 def _load(arguments: RunArguments, config: PODSConfig, model_config: Any) -> tuple[Any, Any]:
     name = model_config.model_name_or_path or arguments.model
     model = load_model(name, dtype=model_config.dtype or "float32")
     return model.to(config.device), load_tokenizer(name)
+
+
+def _sample_until_stopped(
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    rows: Sequence[Row],
+    num_rollouts: int,
+    config: PODSConfig,
+    report: Report,
+) -> tuple[list[list[int]], list[list[int]], bool]:
+    """`_sample` of all rows, or of as many as were done at Ctrl-C, and whether it came."""
+    prompt_ids: list[list[int]] = []
+    completion_ids: list[list[int]] = []
+    size = max(1, ROWS_AT_A_TIME // num_rollouts)
+    try:
+        for first in range(0, len(rows), size):
+            chosen = rows[first : first + size]
+            found = _sample(
+                model, tokenizer, task, chosen, num_rollouts, config, seed=config.seed + first
+            )
+            prompt_ids += found[0]
+            completion_ids += found[1]
+            report("rollouts", len(completion_ids), len(rows) * num_rollouts)
+    except KeyboardInterrupt:
+        if not prompt_ids:
+            raise
+        return prompt_ids, completion_ids[: len(prompt_ids) * num_rollouts], True
+    return prompt_ids, completion_ids, False
 
 
 def _sample(
@@ -103,6 +162,8 @@ def _sample(
     rows: Sequence[Row],
     num_rollouts: int,
     config: PODSConfig,
+    *,
+    seed: int,
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Tokens of the prompts, and of `num_rollouts` completions of each, prompt by prompt."""
     texts = [
@@ -118,15 +179,17 @@ def _sample(
         temperature=config.temperature,
     )
     generation.update(top_p=config.top_p, top_k=config.top_k or 0, min_p=config.min_p or 0.0)
-    completions = complete(
-        model,
-        prompt_ids,
-        num_rollouts,
-        config=generation,
-        batch_size=max(num_rollouts, ROWS_AT_A_TIME),
-        seed=config.seed,
-        report=lambda _: None,
-    )
+    dtype = torch.bfloat16 if config.bf16 else torch.float16 if config.fp16 else None
+    with autocast(model.device, dtype):
+        completions = complete(
+            model,
+            prompt_ids,
+            num_rollouts,
+            config=generation,
+            batch_size=max(num_rollouts, ROWS_AT_A_TIME),
+            seed=seed,
+            report=lambda _: None,
+        )
     return prompt_ids, [tokens for tokens, _ in completions]
 
 

@@ -1,11 +1,15 @@
 """A pilot's prediction in words, as JSON and as a figure."""
 
+import importlib.util
 import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from podsrl.plan.fit import Costs, Proposal, predictions
 from podsrl.plan.gain import Advice, Gain, Rates
 from podsrl.plan.pilot import Pilot
 
@@ -26,10 +30,43 @@ def lines(pilot: Pilot, rates: Rates, advice: Advice) -> Iterator[str]:
             f"  signal over noise of a rollout (rho) {noise.value:.2g} ({noise.low:.2g} to "
             f"{noise.high:.2g}), {noise.num_groups} groups, {noise.where}"
         )
-    yield f"  {'arm':<12} {'dead groups':>11} {'s a step':>9}   times as fast (95 %)"
+    base = advice.gains[0].arm
+    yield (
+        f"  {'arm':<12} {'dead groups':>11} {'s a step':>9} {'a step is worth':>16}   "
+        f"times as fast as {base} (95 %)"
+    )
     yield from (_row(gain) for gain in _shown(advice))
     yield advice.verdict
     yield from (f"  {note}" for note in notes_on(pilot))
+
+
+def cost_line(costs: Costs) -> str:
+    """Return the seconds of a step as a formula of n and m."""
+    a = costs.sampling.intercept + costs.update.intercept
+    return f"seconds per step = {a:.2f} + {costs.sampling.slope:.3f} n + {costs.update.slope:.3f} m"
+
+
+def proposal_lines(costs: Costs, proposal: Proposal, *, predicted: bool) -> Iterator[str]:
+    """Yield what is proposed; `predicted`: the verdict and its reasons have been told."""
+    layout = (
+        f"n = {proposal.num_rollouts}, m = {proposal.num_kept}, "
+        f"{proposal.num_micro_batches} micro-batch(es) of {proposal.micro_rows} kept rollouts, "
+        f"{_backend()}"
+    )
+    if predicted:
+        yield f"proposed: {layout}"
+        return
+    for arm, seconds in predictions(costs, proposal).items():
+        yield f"  {arm}: {seconds:.2f} s"
+    yield f"{'PODS pays here' if proposal.pays else 'PODS will hardly pay here'}: {layout}"
+    yield from (f"  {reason}" for reason in proposal.reasons)
+
+
+def _backend() -> str:
+    """vLLM where it can run; it was not measured unless the recipe says use_vllm."""
+    if torch.cuda.is_available() and importlib.util.find_spec("vllm") is not None:
+        return "sampling with vLLM (use_vllm: true) is worth a second plan"
+    return "sampling with transformers"
 
 
 def _shown(advice: Advice) -> list[Gain]:
@@ -44,7 +81,8 @@ def _shown(advice: Advice) -> list[Gain]:
 
 def _row(gain: Gain) -> str:
     dead, seconds = f"{gain.frac_dead[0]:.0%}", f"{gain.seconds:.2f}"
-    return f"  {gain.arm:<12} {dead:>11} {seconds:>9}   {_bounded(gain.time_ratio)}"
+    worth = f"{gain.steps_ratio[0]:.2f}"
+    return f"  {gain.arm:<12} {dead:>11} {seconds:>9} {worth:>16}   {_bounded(gain.time_ratio)}"
 
 
 def _bounded(interval: tuple[float, float, float]) -> str:
@@ -96,6 +134,8 @@ def notes_on(pilot: Pilot) -> list[str]:
             "too few groups have both outcomes twice: rho is unknown, 1 is assumed, and the "
             "intervals take it from 0 to infinity"
         )
+    if pilot.stopped:
+        notes.append("the pilot was stopped by Ctrl-C: this is what it had seen by then")
     if pilot.num_failed:
         notes.append(f"{pilot.num_failed} prompts are left out: a reward could not be computed")
     return notes
@@ -109,6 +149,7 @@ def as_json(pilot: Pilot, rates: Rates, advice: Advice) -> dict[str, Any]:
             "num_rollouts": pilot.num_rollouts,
             "num_failed": pilot.num_failed,
             "seconds": pilot.seconds,
+            "stopped": pilot.stopped,
             "rho": asdict(pilot.noise),
             **rates.described,
         },
