@@ -11,7 +11,7 @@ from helpers.sample_rollouts import HEADER, batch, write_log
 from podsrl.cli import main as podsrl
 from podsrl.cli.view import _steps, main
 from podsrl.runs.rollout_log import FILE_NAME, RolloutLog
-from podsrl.view.page import _spread, view_page
+from podsrl.view.page import OverSteps, _spread, view_page
 
 
 def data_of(page: str) -> dict[str, Any]:
@@ -115,3 +115,38 @@ def test_a_single_step_and_open_ranges() -> None:
         (None, 7),
         (2, 7),
     ]
+
+
+def test_three_hundred_steps_of_64_rollouts_stay_below_25_mb(tmp_path: Path) -> None:
+    """19,200 rollouts would make 26 MB; a page leaves prompts out, the steps' means are of all."""
+    groups = [record for step in range(1, 9) for record in batch(step, prompts=1, n=64, m=16)]
+    for group in groups:  # escaped as \\u003c, six bytes for one
+        group["texts"] = ["<" * 100 + "carry " * 110] * 64
+    log = RolloutLog(tmp_path / FILE_NAME, HEADER)
+    for step in range(1, 301):
+        log.write(step, [groups[step % 8]])
+    page = view_page(tmp_path)
+    assert 15_000_000 < len(page.encode()) < 25_000_000
+    data = data_of(page)
+    assert data["numRollouts"] == 300 * 64 and len(data["groups"]) < 300
+    steps = [group["step"] for group in data["groups"]]
+    assert steps[0] == 1 and steps[-1] > 295 and max(map(int.__sub__, steps[1:], steps)) <= 2
+    assert data["overSteps"]["step"] == list(range(1, 301))
+    assert set(data["overSteps"]["kept"]) == {0.25}  # 16 of 64
+    assert len(data_of(view_page(tmp_path, limit=100_000))["groups"]) == 300
+
+
+def test_means_over_steps_by_hand() -> None:
+    means = OverSteps()
+    means.add({"step": 2, "rewards": [0.0, 1.0], "kept": [1, 1]})
+    means.add({"step": 2, "rewards": [1.0, 1.0], "kept": [1, 0]})
+    means.add({"step": 1, "rewards": [None, None], "kept": [0, 1]})
+    means.add({"step": 3, "rewards": [None, 0.5, 0.0, 0.0], "kept": [1, 1, 0, 0]})
+    # Step 2: (1/2 + 1) / 2, (1 + 1/2) / 2, and the second group is dead. Step 3: 0.5 / 3, and one
+    # known reward among the kept teaches nothing.
+    assert means.columns() == {
+        "step": [1, 2, 3],
+        "reward": [None, 0.75, 0.166667],
+        "kept": [0.5, 0.75, 0.5],
+        "dead": [1.0, 0.5, 1.0],
+    }

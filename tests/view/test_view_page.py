@@ -85,6 +85,7 @@ def test_a_card_says_what_the_log_says(browser: Browser, tmp_path: Path) -> None
         "3 ▲ highest #3 right 2.5 form 0.5 tokens 7 advantage +0.7071 three",
         "0 ▼ lowest #1 right 0 form 0 tokens 5 advantage -0.7071 zero",
     ]
+    page.evaluate("byId('dropped-fold').open = true")
     text = page.evaluate("[...document.querySelectorAll('#dropped .card')].map((c) => c.innerText)")
     assert [" ".join(card.split()) for card in text] == [
         "1 · dropped #2 right 1 form 0 tokens 6 empty",
@@ -207,6 +208,19 @@ def test_prompts_have_addresses_and_controls_names(browser: Browser, tmp_path: P
         " !e.labels?.length && !e.getAttribute('aria-label') && !e.textContent.trim()).length"
     )
     assert unnamed == 0
+
+
+def test_dropped_rollouts_are_folded_until_asked_for(browser: Browser, tmp_path: Path) -> None:
+    """A search opens them, as what it finds may be there; steps have a line of each kind."""
+    page = open_view(browser, write_log(tmp_path))
+    assert page.evaluate("byId('dropped-fold').open") is False
+    set_field(page, "search", "carry")
+    assert page.evaluate("byId('dropped-fold').open") is True
+    captions = page.evaluate(
+        "[...document.querySelectorAll('#over-steps figcaption')].map((e) => e.textContent).join()"
+    )
+    assert captions.startswith("Mean reward from ") and "Share kept from 25 % to 25 %" in captions
+    assert "Dead groups" in captions and page.errors == []
 
 
 def test_two_thousand_rollouts_stay_quick(browser: Browser, tmp_path: Path) -> None:

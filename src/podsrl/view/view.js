@@ -105,6 +105,8 @@ function applyFilters() {
   const used = ["show", "why", "low", "high", "first", "last"].filter(
     (id) => byId(id).value !== "" && byId(id).value !== "all"
   ).length;
+  // What passes may be a dropped rollout: it is not left folded then.
+  if (needle || used) byId("dropped-fold").open = true;
   byId("active").textContent = used ? `${used} set` : "";
   byId("found").textContent = found.size
     ? `${plural(numFound, "rollout")} in ${plural(found.size, "prompt")}`
@@ -254,6 +256,48 @@ function drawMap() {
   byId("map").replaceChildren(picture);
 }
 
+/** A line over steps; null breaks it. The axis goes from 0 to 1 for shares. */
+function chart(title, steps, values, isShare) {
+  const [width, height] = [300, 84];
+  const known = values.filter((value) => value !== null);
+  if (!known.length) return element("p", { className: "hint", textContent: `${title}: none` });
+  const low = isShare ? 0 : Math.min(...known);
+  const high = isShare ? 1 : Math.max(...known);
+  const x = (i) => (steps.length > 1 ? (i / (steps.length - 1)) * (width - 8) + 4 : width / 2);
+  const y = (value) => height - 6 - (high > low ? (value - low) / (high - low) : 0.5) * (height - 12);
+  const name = isShare ? (value) => `${Math.round(100 * value)} %` : show;
+  const text = `from ${name(known[0])} to ${name(known[known.length - 1])}`;
+  const picture = svgElement("svg", {
+    viewBox: `0 0 ${width} ${height}`, role: "img",
+    "aria-label": `${title} over steps ${steps[0]} to ${steps[steps.length - 1]}, ${text}`,
+  });
+  let path = "";
+  let isOpen = false;
+  values.forEach((value, i) => {
+    if (value !== null) path += `${isOpen ? "L" : "M"}${x(i).toFixed(1)} ${y(value).toFixed(1)}`;
+    isOpen = value !== null;
+  });
+  picture.append(
+    svgElement("line", { class: "axis", x1: 0, x2: width, y1: height - 2, y2: height - 2 }),
+    svgElement("path", { class: "line", d: path })
+  );
+  if (known.length === 1) {
+    const only = values.indexOf(known[0]);
+    picture.append(svgElement("circle", { class: "dot", cx: x(only), cy: y(known[0]), r: 3 }));
+  }
+  const range = isShare ? "" : `, between ${name(low)} and ${name(high)}`;
+  return element("figure", {}, element("figcaption", { textContent: `${title} ${text}${range}` }), picture);
+}
+
+function drawOverSteps() {
+  const { step, reward, kept, dead } = data.overSteps;
+  byId("over-steps").replaceChildren(
+    chart("Mean reward", step, reward, false),
+    chart("Share kept", step, kept, true),
+    chart("Dead groups (kept rewards all equal)", step, dead, true)
+  );
+}
+
 // ---- the group ----------------------------------------------------------------------------
 
 function reason(group, i) {
@@ -375,6 +419,7 @@ function start() {
   addEventListener("keydown", onKey);
   addEventListener("hashchange", () => go(groupOfHash()));
   current = Math.max(0, groupOfHash());
+  drawOverSteps();
   drawMap();
   applyFilters();
 }
