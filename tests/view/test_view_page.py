@@ -85,8 +85,10 @@ def test_a_card_says_what_the_log_says(browser: Browser, tmp_path: Path) -> None
         "3 ▲ highest #3 right 2.5 form 0.5 tokens 7 advantage +0.7071 three",
         "0 ▼ lowest #1 right 0 form 0 tokens 5 advantage -0.7071 zero",
     ]
-    page.evaluate("byId('dropped-fold').open = true")
-    text = page.evaluate("[...document.querySelectorAll('#dropped .card')].map((c) => c.innerText)")
+    text = page.evaluate(  # not innerText: they are folded
+        "[...document.querySelectorAll('#dropped .card')].map((card) =>"
+        " [...card.querySelectorAll('span, dt, dd, .text')].map((e) => e.textContent).join(' '))"
+    )
     assert [" ".join(card.split()) for card in text] == [
         "1 · dropped #2 right 1 form 0 tokens 6 empty",
         "none ∅ no reward #4 right none form 1 tokens 1,234 none at all",
