@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from podsrl.intervals import mean_interval, pass_at_k, share_interval
+from podsrl.rewards.own import call_reward
 from podsrl.tasks.base import Row, Task
 
 if TYPE_CHECKING:
@@ -79,7 +80,8 @@ def evaluate(
     at `temperature` give `accuracy_sampled` (their mean), `maj@k` (the commonest final answer is
     right; ties go to the one sampled first), and `pass@j` for j = 2, 4, ... and k (at least one
     of j is right, unbiased). An answer whose grading failed counts as wrong and in
-    `num_grading_failures`. Intervals: see `podsrl.intervals`; they speak of the choice of
+    `num_grading_failures`. Rewards in `task.measured` add `reward_<name>`, their mean over greedy
+    answers. Intervals: see `podsrl.intervals`; they speak of the choice of
     problems, not of training seeds.
 
     The result does not depend on `batch_size` beyond rounding in the model's arithmetic (samples
@@ -115,7 +117,7 @@ def evaluate(
     settings = {"task": task.name, "split": split, "num_samples": num_samples}
     settings |= {"temperature": temperature if num_samples else None}
     settings |= {"max_new_tokens": max_new_tokens, "seed": seed}
-    summary = summarise(greedy, samples, task, rows)
+    summary = summarise(greedy, samples, task, rows) | _own_rewards(task, tokenizer, greedy, rows)
     summary["seconds"] = time.perf_counter() - start
     return Evaluation(settings=settings, summary=summary, problems=_problems(rows, greedy, samples))
 
@@ -169,6 +171,20 @@ def summarise(
             [pass_at_k(num_samples, right, k) for right in num_right], num_repeats=num_samples
         )
     return summary
+
+
+def _own_rewards(
+    task: Task, tokenizer: "PreTrainedTokenizerBase", greedy: Sequence[Answer], rows: Sequence[Row]
+) -> dict[str, Any]:
+    """`reward_<name>`, the mean over greedy answers, of each reward that the task measures."""
+    texts = [answer.text for answer in greedy]
+    figures = {}
+    for name in task.measured:
+        ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        values = call_reward(task.reward_funcs[name], rows, texts, ids)
+        scored = [float(value) for value in values if value is not None]
+        figures[f"reward_{name}"] = mean_interval(scored) if scored else None
+    return figures
 
 
 def check_options(

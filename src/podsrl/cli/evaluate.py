@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from podsrl.cli.parser import VerbParser, errors_in_one_line
 from podsrl.models import DEFAULT_MODEL, DTYPES, load_model, load_tokenizer, resolve_model
+from podsrl.plugins import load_plugins
 from podsrl.tasks import TASKS, Task, load_task
+from podsrl.tasks.rewarded import with_rewards
 
 if TYPE_CHECKING:
     from podsrl.evaluate import Evaluation
@@ -56,6 +58,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--task", default="arithmetic", help="what to answer (default: %(default)s)")
     add("--model", default=DEFAULT_MODEL, help="hub id, folder, or %(default)s (the default)")
     add("--data", metavar="PATH", help="local folder or file in place of the hub's data set")
+    add("--reward-funcs", nargs="+", metavar="REWARD", help="also average these: FILE.py:FUNCTION")
+    add("--plugins", nargs="+", metavar="FILE", help="your files or modules that add tasks")
     add("--split", default="test", choices=("train", "test"), help="default: %(default)s")
     add("--limit", type=int, default=256, help="problems; 0 means all (default: %(default)s)")
     add("--samples", type=int, default=0, metavar="K", help="sampled answers per problem")
@@ -94,8 +98,9 @@ def check(options: argparse.Namespace) -> tuple[Task, Path]:
     _device(options.device)
     resolve_model(options.model)
     arguments = dict(_parse_argument(text) for text in options.task_argument)
+    load_plugins(options.plugins or ())
     task = load_task(options.task, data=options.data, seed=options.seed, **arguments)
-    task.rows(options.split, 1)
+    task = with_rewards(task, options.reward_funcs, task.rows(options.split, 1))
     return task, _output_folder(options)
 
 
@@ -175,7 +180,9 @@ def _print_table(evaluation: "Evaluation", output: Path) -> None:
     table.add_column("95 % interval", justify="right")
     for name, figure in summary.items():
         if isinstance(figure, dict):
-            table.add_row(LABELS.get(name, name), *_cells(name, figure))
+            table.add_row(
+                LABELS.get(name, name.replace("reward_", "reward, ")), *_cells(name, figure)
+            )
     console = Console()
     console.print(table)
     if summary["num_grading_failures"]:
@@ -185,6 +192,8 @@ def _print_table(evaluation: "Evaluation", output: Path) -> None:
 
 def _cells(name: str, figure: dict[str, Any]) -> tuple[str, str]:
     def show(value: float) -> str:
+        if name.startswith("reward_"):
+            return f"{value:.3f}"
         return f"{value:.1f}" if name == "mean_length" else f"{100 * value:.1f} %"
 
     if figure["low"] is None:

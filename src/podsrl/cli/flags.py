@@ -13,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn
 
+from podsrl.plugins import beside
 from podsrl.runs.checks import check_names, read_yaml
 from podsrl.runs.words import check_words, truth
 
@@ -88,7 +89,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise ValueError(f"recipe {path} does not exist: give a YAML file, or flags only")
     recipe = read_yaml(path)
     check_recipe(recipe)
-    return recipe
+    return beside(recipe, path.parent)
 
 
 class _FlagParser(argparse.ArgumentParser):

@@ -30,6 +30,9 @@ what is learned
                           jsonl:<path>
   --task_arguments JSON   options of the task, such as '{"num_test": 512}'
   --data PATH             the task's data from local files instead of the hub
+  --reward_funcs R ...    rewards instead of the task's: its own by name (correctness), yours as
+                          my_reward.py:closeness or my.module:closeness; --reward_weights W ...
+  --plugins FILE ...      your files or modules that add rules, estimators, objectives or tasks
   --train_limit K         use only this many training questions
   --model NAME            smollm2-135m (packaged, default), a local folder, or a hub id
 

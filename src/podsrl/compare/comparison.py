@@ -12,6 +12,7 @@ from podsrl.compare.presets import (
     arm_settings,
     check_settings,
 )
+from podsrl.plugins import beside
 from podsrl.runs.checks import check_names, read_yaml
 from podsrl.runs.folder import device_name, read_json, versions, write_json
 from podsrl.runs.settings import parse_settings
@@ -26,7 +27,14 @@ FIELDS = (
     "output_dir",
     "baseline",
 )
-QUESTION_SETTINGS = ("task", "task_arguments", "data", "train_limit", "evaluate_limit")
+QUESTION_SETTINGS = (
+    "task",
+    "task_arguments",
+    "data",
+    "train_limit",
+    "evaluate_limit",
+    "reward_funcs",
+)
 DEFAULT_SEEDS = 8
 LONGEST_NAME = 100
 # What else is in the folder of a comparison.
@@ -106,7 +114,10 @@ def load_comparison(path: Path) -> Comparison:
     content = read_yaml(path)
     check_names("field", content, FIELDS, "see docs/compare.md")
     base = _recipe(content.get("recipe") or {}, path.parent)
-    arms = {name: arm_settings(name, changes, base) for name, changes in _arms(content).items()}
+    arms = {
+        name: arm_settings(name, beside(changes, path.parent), base)
+        for name, changes in _arms(content).items()
+    }
     seconds = _positive(content, "training_seconds")
     every = content.get("evaluate_every_seconds", seconds / MARKS_PER_RUN)
     comparison = Comparison(
@@ -176,10 +187,11 @@ def _recipe(recipe: Any, folder: Path) -> Settings:
             raise ValueError(f"recipe {recipe} does not exist: give a recipe file, or a mapping")
         recipe = read_yaml(found)
         recipe = {key: value for key, value in recipe.items() if key not in OWN_SETTINGS}
+        folder = found.parent
     if not isinstance(recipe, dict):
         raise ValueError(f"recipe is {recipe!r}: give a recipe file, or a mapping of settings")
     check_settings("recipe", recipe)
-    return recipe
+    return beside(recipe, folder)
 
 
 def _arms(content: Mapping[str, Any]) -> dict[str, Settings]:

@@ -12,6 +12,7 @@ from trl import ModelConfig
 
 from podsrl.extras import need
 from podsrl.models import resolve_model
+from podsrl.plugins import digests
 from podsrl.runs.callbacks import is_of_worker
 from podsrl.runs.changes import ENDS, FIXED, Changes, changed_settings, fingerprint, told
 from podsrl.runs.checkpoints import (
@@ -25,6 +26,7 @@ from podsrl.runs.claims import Claim, forget_claims, owner, try_claim
 from podsrl.runs.folder import RUN_FILES, read_json, settings_of
 from podsrl.runs.settings import RunArguments, check_clock
 from podsrl.tasks import Task, load_task
+from podsrl.tasks.rewarded import with_rewards
 from podsrl.trl.config import PODSConfig
 
 NEW_RUN = "name the run's folder with --output_dir, or leave --resume out to start anew"
@@ -60,6 +62,11 @@ class Run:
     def outlasts_training(self) -> bool:
         """Whether something is left to do after the last step, which a kill could cut off."""
         return self.arguments.save_model or self.arguments.evaluate_limit > 0
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What its checkpoints say they were made of: digests of the questions and of own code."""
+        return {"questions": fingerprint(self.rows), "own_code": own_code(self.arguments)}
 
 
 def prepare_run(
@@ -138,15 +145,22 @@ def check_options(arguments: RunArguments, config: PODSConfig, model_config: Mod
 def load_questions(arguments: RunArguments, seed: int) -> tuple[Task, list[dict[str, Any]]]:
     """Return the task and its training rows, having looked at the held-out ones, too.
 
-    Raises `ValueError` for a task, option or data that is not there.
+    Raises `ValueError` for a task, option or data that is not there, and for a reward function
+    that fails.
     """
     options = arguments.task_arguments or {}
     assert isinstance(options, dict)
     task = load_task(arguments.task, data=arguments.data, seed=seed, **options)
     rows = task.rows("train", arguments.train_limit)
+    task = with_rewards(task, arguments.reward_funcs, rows)
     if arguments.evaluate_limit:
         task.rows("test", arguments.evaluate_limit)
     return task, rows
+
+
+def own_code(arguments: RunArguments) -> dict[str, str]:
+    """The user's files that a run is made with, by name, and their digests."""
+    return digests([*(arguments.reward_funcs or ()), *(arguments.plugins or ())])
 
 
 @dataclass
@@ -275,4 +289,8 @@ def _other_circumstances(run: Run, checkpoint: Path) -> Changes:
     questions = read_manifest(checkpoint).get("questions")
     if questions is not None and questions != (found := fingerprint(run.rows)):
         changes["questions (SHA-256)"] = [questions[:8], found[:8]]
+    code = read_manifest(checkpoint).get("own_code") or {}
+    for name, digest in own_code(run.arguments).items():
+        if name in code and code[name] != digest:
+            changes[f"{name} (SHA-256)"] = [code[name][:8], digest[:8]]
     return changes

@@ -11,6 +11,7 @@ import torch
 from trl import ModelConfig, TrlParser
 
 from podsrl.models import DEFAULT_MODEL
+from podsrl.plugins import load_plugins
 from podsrl.runs.checks import check_names, check_values
 from podsrl.runs.rollout_log import DEFAULT_LIMIT_MIB, MODES
 from podsrl.runs.words import check_words
@@ -59,6 +60,19 @@ class RunArguments(ClockArguments):
     task_arguments: dict | str | None = field(
         default=None,
         metadata={"help": "Options of the task, as a YAML mapping or JSON text."},
+    )
+    reward_funcs: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Rewards instead of the task's: its own by name, and functions of yours as "
+            "FILE.py:FUNCTION or MODULE:FUNCTION."
+        },
+    )
+    plugins: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Files or modules of yours that add rules, estimators, objectives or tasks."
+        },
     )
     data: str | None = field(
         default=None, metadata={"help": "Folder or file with the task's data, instead of the hub."}
@@ -207,6 +221,7 @@ class SettingsParser(TrlParser):
         own = self._own_defaults
         changed = {name: given[name] for name in given if given[name] != own.get(name, name)}
         check_values(changed, setting_types())
+        load_plugins(given["plugins"] or ())  # before the names of their rules are looked up
         return namespace, rest
 
     def error(self, message: str) -> NoReturn:

@@ -21,7 +21,7 @@ from podsrl.runs.boundary import (
     in_words,
 )
 from podsrl.runs.callbacks import MetricsFile, StepProgress, StopAndSave, anyone_stopped
-from podsrl.runs.changes import ApplyChanges, fingerprint
+from podsrl.runs.changes import ApplyChanges
 from podsrl.runs.checkpoints import step_of
 from podsrl.runs.claims import held
 from podsrl.runs.clock import TrainingClock
@@ -244,7 +244,7 @@ def _build_trainer(
         trainer,
         clock,
         saves_end=run.outlasts_training,
-        about={"questions": fingerprint(run.rows)},
+        about=run.origin,
     )
     callbacks: list[Any] = [boundary, ApplyChanges(run.changes)]
     if run.draws_curve:

@@ -50,6 +50,8 @@ class Task:
     """Whether answers are asked for in think and answer tags."""
     max_new_tokens: int
     """Default length limit of a completion, in tokens."""
+    measured: tuple[str, ...] = ()
+    """Rewards whose means an evaluation reports beside the accuracy: a user's own."""
 
     def rows(self, split: str, limit: int | None = None) -> list[Row]:
         """Return the rows of a split, the first `limit` of them.

@@ -8,6 +8,7 @@ from trl import GRPOConfig
 from podsrl.core.combine import SUM_THEN_NORMALIZE
 from podsrl.core.objectives import OBJECTIVES, Objective
 from podsrl.core.objectives.pairing import PAIR_MODES
+from podsrl.core.select import RULES
 
 if TYPE_CHECKING:
     from podsrl.trl.config import PODSConfig
@@ -25,6 +26,21 @@ GRPO_LOSS_FIELDS = (
     "off_policy_mask_threshold",
     "use_bias_correction_kl",
 )
+
+
+def name_own(config: "PODSConfig") -> None:
+    """Give a rule and an `Objective` that are the thing itself, not its name, a name to go by.
+
+    Example: `PODSConfig(selection_rule=my_rule)` adds `my_rule` to RULES.
+    """
+    rule: Any = config.selection_rule  # text by their types, which recipes need
+    objective: Any = config.objective
+    if callable(rule):
+        config.selection_rule = rule.__name__
+        RULES[config.selection_rule] = rule
+    if isinstance(objective, Objective):
+        config.objective = objective.function.__name__
+        OBJECTIVES[config.objective] = objective
 
 
 def check_objective(config: "PODSConfig") -> None:
