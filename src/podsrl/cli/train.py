@@ -49,6 +49,7 @@ what is sampled and kept
                           variance; rewards lie in --reward_bounds (default: the task's)
   --sampling_rounds R     sample R rollouts (8, say) of a prompt at a time, until their rewards
                           differ enough (docs/rounds.md)
+  --sampling_rounds_enough, --sampling_rounds_give_up   when a prompt is settled, or given up
   --fast_sampling, --packed_update   true or false: read each prompt once for all its rollouts,
                           when sampling and when updating (default: where it is supported)
   --skip_dead_rows        true or false: leave kept rollouts that teach nothing out of the update
