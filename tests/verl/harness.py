@@ -186,8 +186,10 @@ def queue_is_empty() -> bool:
 
 def empty_queue() -> None:
     """Wait for rollouts under way, as an asynchronous run leaves them, and clear them all."""
+    last = time.monotonic() + 20
     while rows := (tq.kv_list("train") or {}).get("train"):
-        if not any(tag.get("status") in ("pending", "running") for tag in rows.values()):
+        under_way = any(tag.get("status") in ("pending", "running") for tag in rows.values())
+        if not under_way or time.monotonic() > last:
             tq.kv_clear(keys=list(rows), partition_id="train")
         time.sleep(0.05)
 

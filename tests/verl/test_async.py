@@ -102,3 +102,24 @@ def test_failed_groups_are_replaced_and_not_short(
     (call,) = trainer.actor_rollout_wg.of("update")
     check_choice(call["keys"], P)
     assert metrics[0]["pods/frac_no_reward"] == 0.0
+
+
+def test_prompts_under_way_at_a_checkpoint_ask_for_n_rollouts_again(
+    tiny_folder: str, tmp_path: Path, agents: Any
+) -> None:
+    """verl keeps their fields in its queue and sends them out anew; how many is one of these."""
+    half = f"actor_rollout_ref.actor.ppo_mini_batch_size={P}"
+    config = make_config(tiny_folder, tmp_path, *PODS, half, mode="pods_colocate_async")
+    trainer = make_trainer(config, [SCRIPT] * P)
+    trainer.global_steps, trainer.agent_loop_manager = 3, agents
+    asked: list[Any] = []
+    trainer.agent_loop_manager = type("Lost", (), {"generate_sequences": asked.append})()
+    trainer._add_prompts_to_generate(P)  # put down in the queue, and then the machine fails
+    assert [len(batch) for batch in asked] == [P] and len(left_in_queue()) == P
+    trainer.agent_loop_manager = agents
+    assert trainer._reissue_inflight_prompts() == P
+    batch, _ = trainer.replay_buffer.sample(4, "train", P)
+    found = sessions(batch.keys)
+    assert list(found) == [f"00000003-{place:08d}" for place in range(P)]
+    assert all(len(rollouts) == N for rollouts in found.values())
+    tq.kv_clear(keys=batch.keys, partition_id="train")
