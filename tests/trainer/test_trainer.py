@@ -312,7 +312,7 @@ def test_config_errors_name_value_and_remedy(tmp_path: Path, options: dict, word
 def test_config_defaults(tmp_path: Path) -> None:
     config = PODSConfig(str(tmp_path), use_cpu=True, bf16=False, num_generations=8)
     assert (config.num_rollouts, config.selection_rule, config.advantage_from) == (
-        32,
+        16,
         "max_variance",
         "kept",
     )

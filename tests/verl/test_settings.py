@@ -22,9 +22,9 @@ def read(tmp_path: Path):  # type: ignore[no-untyped-def]
     return settings
 
 
-def test_defaults_are_four_rollouts_for_one_kept_and_the_papers_rule(read) -> None:  # type: ignore[no-untyped-def]
+def test_defaults_are_two_rollouts_for_one_kept_and_the_papers_rule(read) -> None:  # type: ignore[no-untyped-def]
     settings = read()
-    assert (settings.num_kept, settings.num_rollouts) == (4, 16)
+    assert (settings.num_kept, settings.num_rollouts) == (4, 8)
     assert settings.selector() == Selector(num_kept=4, rule="max_variance", budget="per_prompt")
     assert settings.dropped_data_dir is None
 

@@ -37,7 +37,7 @@ what is learned
   --model NAME            smollm2-135m (packaged, default), a local folder, or a hub id
 
 what is sampled and kept
-  --num_rollouts N        n: rollouts sampled per prompt (default 4 x num_generations)
+  --num_rollouts N        n: rollouts sampled per prompt (default 2 x num_generations)
   --num_generations M     m: rollouts kept per prompt for the update
   --num_generations_start K, --num_generations_steps S   m grows from K within S steps
   --selection_rule RULE   max_variance (default), max_reward, random, percentile,

@@ -169,7 +169,7 @@ class PODSConfig(GRPOConfig):
         default=None,
         metadata={
             "help": "n: rollouts sampled per prompt, of which num_generations (m) are kept for the "
-            "update. Default: 4 x num_generations. n = m is plain GRPO."
+            "update. Default: 2 x num_generations. n = m is plain GRPO."
         },
     )
     selection_rule: str = field(

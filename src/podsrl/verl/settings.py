@@ -8,7 +8,7 @@ from podsrl.core.budget import FLOORS
 from podsrl.core.rules import RULES
 from podsrl.core.selection import BUDGETS, Selector
 
-DEFAULT_ROLLOUTS_PER_KEPT = 4
+DEFAULT_ROLLOUTS_PER_KEPT = 2
 
 WHY_NOT = {
     "gae": "a critic would learn the values of kept rollouts, which are chosen to be extremes",
@@ -24,7 +24,7 @@ class Settings:
     """Settings of `trainer.v1.pods`; m is verl's `actor_rollout_ref.rollout.n`.
 
     num_kept: m. verl's batch sizes, denominators and mini-batches all count with it.
-    num_rollouts: n, sampled per prompt. Default: 4 m.
+    num_rollouts: n, sampled per prompt. Default: 2 m.
     selection_rule, budget, budget_floor, budget_cap: as in `PODSConfig`.
     seed: decides ties, and the rule "random".
     dropped_data_dir: folder for the dropped rollouts, one JSON line each, as verl writes the kept
