@@ -29,7 +29,7 @@ class AsyncPODSConfig(AsyncGRPOConfig):
         default=None,
         metadata={
             "help": "n: rollouts sampled per prompt, of which num_generations (m) are kept for the "
-            "update. Default: 4 x num_generations. n = m is TRL's asynchronous GRPO."
+            "update. Default: 2 x num_generations. n = m is TRL's asynchronous GRPO."
         },
     )
     selection_rule: str = field(

@@ -8,7 +8,7 @@ from podsrl.trl.objective_checks import DEFAULT_REFERENCE_ROLLOUTS
 if TYPE_CHECKING:
     from podsrl.trl.config import PODSConfig
 
-DEFAULT_ROLLOUTS_PER_KEPT = 4
+DEFAULT_ROLLOUTS_PER_KEPT = 2
 
 
 def fill_in_defaults(config: "PODSConfig") -> None:
