@@ -174,7 +174,7 @@ def make_args(tmp_path: Path, **options: Any) -> AsyncPODSConfig:
 
 def test_defaults(tmp_path: Path) -> None:
     args = make_args(tmp_path, num_generations=4)
-    assert (args.num_rollouts, args.selection_rule) == (16, "max_variance")
+    assert (args.num_rollouts, args.selection_rule) == (8, "max_variance")
     assert async_trainer.selector_of(args) == Selector(num_kept=4)
 
 
