@@ -9,6 +9,9 @@ probability between 0.35 and 0.98 that grows with the first term, in one of thre
 from the second. So the model knows how to be right, and is so on some questions more often than on
 others, which is what a pretrained model brings to reinforcement learning. The questions follow a
 seed that no training run uses; held-out questions are never among them.
+
+`--teacher easy` slips with probability 0.6 on every question, `--teacher hard` with 0.98, but 0.3
+where the first term is 0 or 1.
 """
 
 import argparse
@@ -16,6 +19,7 @@ import itertools
 import math
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +32,12 @@ from podsrl.tasks import Task, load_task
 
 TASK = {"num_terms": 4, "max_digits": 1}
 SEED = 1_000_003
+# The probability of a slip, from the first term.
+TEACHERS: dict[str, Callable[[int], float]] = {
+    "graded": lambda first_term: 0.35 + 0.07 * first_term,
+    "easy": lambda first_term: 0.6,
+    "hard": lambda first_term: 0.3 if first_term in (0, 1) else 0.98,
+}
 PIECES = Regex(r" ?[A-Za-z]+|\d|[^\w]")
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
@@ -66,7 +76,9 @@ def make_model(tokenizer: PreTrainedTokenizerFast, width: int, layers: int) -> L
     return LlamaForCausalLM(config)
 
 
-def worked_answer(question: str, slips: random.Random | None = None) -> str:
+def worked_answer(
+    question: str, slips: random.Random | None = None, teacher: str = "graded"
+) -> str:
     """The running totals of the question's sum: '3 + 4 - 9 + 1 =' gives ' 7 -2 -1'.
 
     With `slips` the last total may be left out, be computed with the wrong sign, or be off by one.
@@ -75,18 +87,18 @@ def worked_answer(question: str, slips: random.Random | None = None) -> str:
     terms = [int(pieces[0])]
     terms += [int(s + t) for s, t in zip(pieces[1::2], pieces[2::2], strict=True)]
     totals = list(itertools.accumulate(terms))[1:]
-    if slips is not None and slips.random() < 0.35 + 0.07 * terms[0]:
+    if slips is not None and slips.random() < TEACHERS[teacher](terms[0]):
         before, kind = totals[-2], abs(terms[1]) % 3
         totals[-1:] = ([], [before - terms[-1]], [totals[-1] + 1])[kind]
     return "".join(f" {each}" for each in totals)
 
 
 def batch(
-    rows: list[dict[str, Any]], tokenizer: Any, slips: random.Random
+    rows: list[dict[str, Any]], tokenizer: Any, slips: random.Random, teacher: str = "graded"
 ) -> dict[str, torch.Tensor]:
     """Question and worked answer as tokens; the question's are no targets."""
     asked = [tokenizer(row["prompt"][0]["content"])["input_ids"] for row in rows]
-    answers = [worked_answer(row["prompt"][0]["content"], slips) for row in rows]
+    answers = [worked_answer(row["prompt"][0]["content"], slips, teacher) for row in rows]
     told = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in answers]
     ids = [torch.tensor(a + b) for a, b in zip(asked, told, strict=True)]
     labels = [torch.tensor([-100] * len(a) + b) for a, b in zip(asked, told, strict=True)]
@@ -113,7 +125,8 @@ def train(model: Any, tokenizer: Any, task: Task, arguments: argparse.Namespace)
     start = time.perf_counter()
     for step in range(arguments.steps):
         first = step * arguments.batch_size % (len(rows) - arguments.batch_size)
-        loss = model(**batch(rows[first : first + arguments.batch_size], tokenizer, slips)).loss
+        drawn = rows[first : first + arguments.batch_size]
+        loss = model(**batch(drawn, tokenizer, slips, arguments.teacher)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -135,6 +148,7 @@ def held_out_accuracy(model: Any, tokenizer: Any, task: Task) -> dict[str, float
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--output", type=Path, default=Path("runs/adder"))
+    parser.add_argument("--teacher", choices=TEACHERS, default="graded")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--report_every", type=int, default=250)
     parser.add_argument("--batch_size", type=int, default=64)

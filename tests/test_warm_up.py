@@ -1,0 +1,46 @@
+"""benchmarks/warm_up.py: its teachers slip as often as they say."""
+
+import random
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+import warm_up
+
+NUM_DRAWS = 4000
+
+
+def share_of_slips(first_term: int, teacher: str) -> float:
+    # The second term, 3, makes a slip leave the last total out: one number fewer than 3.
+    question = f"Compute: {first_term} + 3 - 9 + 1 ="
+    slips = random.Random(7)
+    answers = [warm_up.worked_answer(question, slips, teacher) for _ in range(NUM_DRAWS)]
+    return sum(len(answer.split()) == 2 for answer in answers) / NUM_DRAWS
+
+
+@pytest.mark.parametrize(
+    ("teacher", "first_term", "share"),
+    [
+        ("graded", 0, 0.35),
+        ("graded", 9, 0.98),  # .35 + 9 x .07
+        ("easy", 0, 0.6),
+        ("easy", 9, 0.6),
+        ("hard", 0, 0.3),
+        ("hard", 1, 0.3),
+        ("hard", 2, 0.98),
+        ("hard", 9, 0.98),
+    ],
+)
+def test_a_teacher_slips_as_often_as_it_says(teacher: str, first_term: int, share: float) -> None:
+    # Four standard errors of a share are at most 4 sqrt(.25 / 4000) = .032.
+    assert share_of_slips(first_term, teacher) == pytest.approx(share, abs=0.032)
+
+
+def test_the_default_teacher_is_the_graded_one() -> None:
+    question = "Compute: 4 + 3 - 9 + 1 ="
+    one, other = random.Random(1), random.Random(1)
+    told = [warm_up.worked_answer(question, one) for _ in range(100)]
+    assert told == [warm_up.worked_answer(question, other, "graded") for _ in range(100)]
+    assert 0 < sum(answer == " 7 -2 -1" for answer in told) < 100
