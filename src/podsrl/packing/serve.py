@@ -30,12 +30,17 @@ class LogProbs:
 
     autocast: gives the precision in which the host's models compute, as a context.
     packs: whether rows are packed at all.
+    is_sharded: whether each pass gathers weights from all processes, so that all must make as many.
     """
 
     def __init__(
-        self, autocast: Callable[[], AbstractContextManager[Any]], *, packs: bool = True
+        self,
+        autocast: Callable[[], AbstractContextManager[Any]],
+        *,
+        packs: bool = True,
+        is_sharded: bool = False,
     ) -> None:
-        self.autocast, self.packs = autocast, packs
+        self.autocast, self.packs, self.is_sharded = autocast, packs, is_sharded
         self._costs: dict[int, OperationCosts | None] = {}
 
     def __call__(
@@ -66,7 +71,9 @@ class LogProbs:
         options = {**options, "compute_entropy": compute_entropy}
         mask_BT = attention_mask[:, -num_completion:]
         rows_L = None
-        if advantages is not None:
+        in_several = (options.get("batch_size") or len(input_ids)) < len(input_ids)
+        # Processes have different numbers of live rows, and would make as different ones of passes.
+        if advantages is not None and not (self.is_sharded and in_several):
             rows_L = live_rows(teaching(advantages), mask_BT)
         if rows_L is None:
             return self._found(padded, model, input_ids, attention_mask, num_completion, **options)

@@ -114,7 +114,10 @@ class PODSTrainer(GRPOTrainer):
         sample = self._sample_and_score
         self.sample = InRounds(self, sample) if args.sampling_rounds else sample
         self.refilling = Refilling(self) if args.refill_constant_groups else None
-        log_probs = LogProbs(self.accelerator.autocast, packs=args.packed_update)
+        sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        log_probs = LogProbs(
+            self.accelerator.autocast, packs=args.packed_update, is_sharded=sharded
+        )
         self.kept_log_probs = log_probs if args.packed_update or args.skip_dead_rows else None
         self.token_kl = TokenDivergence(self) if objective and objective.needs_token_kl else None
         needs_reference = objective and objective.needs_reference_rewards

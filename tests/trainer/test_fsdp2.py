@@ -1,0 +1,105 @@
+"""PODSTrainer with weights sharded by FSDP2, in gloo processes on a CPU."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from helpers.fsdp_processes import CASES
+from podsrl import select
+
+TESTS = Path(__file__).resolve().parents[1]
+Found = list[dict[str, Any]]
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+def launch(folder: str, output: Path, num_processes: int, cases: list[str]) -> Found:
+    """What fsdp_processes.py wrote on each process."""
+    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node",
+         str(num_processes), str(TESTS / "helpers/fsdp_processes.py"), folder, str(output),
+         *cases],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=800,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [
+        torch.load(output / f"found-{rank}.pt", weights_only=False) for rank in range(num_processes)
+    ]
+
+
+@pytest.fixture(scope="module")
+def two(tiny_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Found:
+    return launch(tiny_folder, tmp_path_factory.mktemp("two"), 2, [*CASES])
+
+
+@pytest.fixture(scope="module")
+def four(tiny_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Found:
+    return launch(tiny_folder, tmp_path_factory.mktemp("four"), 4, ["packed", "padded"])
+
+
+def check_choice(found: Found, case: str) -> None:
+    """All processes see the same rewards and keep the same of them, m of each prompt's best."""
+    first = found[0][case]
+    for each in found:
+        assert each[case]["class"].startswith("FSDP")  # else this would be a test of DDP
+        for mine, others in zip(each[case]["kept"], first["kept"], strict=True):
+            assert torch.equal(mine, others)
+    for rewards_PN, kept_PN in zip(first["rewards"], first["kept"], strict=True):
+        chosen_PM = select(rewards_PN, keep=4)
+        best_P = rewards_PN.gather(1, chosen_PM).var(1)
+        kept_PM = rewards_PN[kept_PN].reshape(len(rewards_PN), 4)
+        assert torch.equal(kept_PM.var(1), best_P)
+    assert any(rewards_PN.var(1).max() > 0 for rewards_PN in first["rewards"])
+
+
+@pytest.mark.parametrize("case", ["packed", "padded", "whole", "twice", "refill", "lora"])
+def test_two_processes_choose_as_one(two: Found, case: str) -> None:
+    check_choice(two, case)
+
+
+def test_four_processes_choose_as_one(four: Found) -> None:
+    check_choice(four, "packed")
+
+
+@pytest.mark.parametrize("how", ["two", "four"])
+def test_packed_rows_are_read_and_teach_the_same(how: str, request: pytest.FixtureRequest) -> None:
+    found: Found = request.getfixturevalue(how)
+    for each in found:
+        assert each["packed"]["num_packed"] >= 3 and each["padded"]["num_packed"] == 0
+        assert each["packed"]["loss"] == pytest.approx(each["padded"]["loss"], abs=1e-5)
+    packed, padded = found[0]["packed"]["weights"], found[0]["padded"]["weights"]
+    assert packed and packed.keys() == padded.keys()
+    for name, weight in packed.items():
+        torch.testing.assert_close(weight, padded[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_sharded_checkpoint_goes_on_to_the_same_weights(two: Found) -> None:
+    whole, resumed = two[0]["whole"], two[0]["resumed"]
+    assert len(whole["kept"]) == 3 and len(resumed["kept"]) == 1
+    assert torch.equal(resumed["kept"][0], whole["kept"][2])
+    for name, weight in whole["weights"].items():
+        assert torch.equal(resumed["weights"][name], weight), name
+
+
+def test_a_pooled_budget_and_rounds_are_shared_alike(two: Found) -> None:
+    for case in ("pooled", "rounds"):
+        kept = [each[case]["kept"] for each in two]
+        assert all(torch.equal(a, b) for a, b in zip(*kept, strict=True))
+        assert all(kept_PN.sum() == 8 for kept_PN in kept[0])
+        losses = {tuple(each[case]["loss"]) for each in two}
+        assert all(loss == loss for each in losses for loss in each)
+
+
+def test_adapters_alone_are_trained(two: Found) -> None:
+    weights = two[0]["lora"]["weights"]
+    changed = [name for name, weight in weights.items() if "lora_B" in name and weight.any()]
+    assert changed  # they start at 0
