@@ -47,6 +47,7 @@ def test_line_separators_inside_a_text_end_no_line(tmp_path: Path, separator: st
         record(question=None, prompt="1+1?"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:column .extra. is left out")
 def test_what_is_valid_is_read(tmp_path: Path, content: str) -> None:
     (row,) = rows_of(tmp_path, content)
     assert (question(row), row["answer"]) == ("1+1?", "2")
@@ -130,9 +131,9 @@ def test_paths_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "test.jsonl").mkdir()
     with pytest.raises(ValueError, match="is a folder with the name of a file: rename it"):
         load_task("gsm8k", data=str(tmp_path)).rows("test")
-    (tmp_path / "data.csv").write_text("a")
-    with pytest.raises(ValueError, match=r"is neither .jsonl nor .parquet: convert it"):
-        load_task(f"jsonl:{tmp_path / 'data.csv'}").rows("test")
+    (tmp_path / "data.xls").write_text("a")
+    with pytest.raises(ValueError, match=r"is neither .jsonl, .csv nor .parquet: convert it"):
+        load_task(f"jsonl:{tmp_path / 'data.xls'}").rows("test")
 
 
 def test_a_broken_parquet_file_is_named(tmp_path: Path) -> None:

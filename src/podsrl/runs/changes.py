@@ -66,6 +66,12 @@ def told(changes: Changes) -> str:
     )
 
 
+def fingerprints(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """The digest of the questions, and that of checkpoints from when no columns were kept."""
+    bare = [{name: row[name] for name in ("prompt", "answer") if name in row} for row in rows]
+    return fingerprint(rows), fingerprint(bare)
+
+
 def fingerprint(rows: Sequence[Mapping[str, Any]]) -> str:
     """A digest of the questions that a run trains on, in their order."""
     digest = hashlib.sha256()

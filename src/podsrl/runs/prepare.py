@@ -14,7 +14,7 @@ from podsrl.extras import need
 from podsrl.models import resolve_model
 from podsrl.plugins import digests
 from podsrl.runs.callbacks import is_of_worker
-from podsrl.runs.changes import ENDS, FIXED, Changes, changed_settings, fingerprint, told
+from podsrl.runs.changes import ENDS, FIXED, Changes, changed_settings, fingerprints, told
 from podsrl.runs.checkpoints import (
     newest_whole,
     num_processes_of,
@@ -66,7 +66,7 @@ class Run:
     @property
     def origin(self) -> dict[str, Any]:
         """What its checkpoints say they were made of: digests of the questions and of own code."""
-        return {"questions": fingerprint(self.rows), "own_code": own_code(self.arguments)}
+        return {"questions": fingerprints(self.rows)[0], "own_code": own_code(self.arguments)}
 
 
 def prepare_run(
@@ -287,8 +287,8 @@ def _other_circumstances(run: Run, checkpoint: Path) -> Changes:
     before, now = num_processes_of(checkpoint), PartialState().num_processes
     changes: Changes = {} if before == now else {"number of processes": [before, now]}
     questions = read_manifest(checkpoint).get("questions")
-    if questions is not None and questions != (found := fingerprint(run.rows)):
-        changes["questions (SHA-256)"] = [questions[:8], found[:8]]
+    if questions is not None and questions not in (found := fingerprints(run.rows)):
+        changes["questions (SHA-256)"] = [questions[:8], found[0][:8]]
     code = read_manifest(checkpoint).get("own_code") or {}
     for name, digest in own_code(run.arguments).items():
         if name in code and code[name] != digest:

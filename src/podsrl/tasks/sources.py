@@ -1,6 +1,8 @@
-"""Raw records of a data set: from the hub, or from local JSON-lines and parquet files."""
+"""Raw records of a data set: from the hub, or from local JSON-lines, CSV and parquet files."""
 
+import csv
 import hashlib
+import io
 import json
 import warnings
 from collections.abc import Callable
@@ -9,14 +11,14 @@ from pathlib import Path
 from podsrl.tasks.base import SPLITS, Row
 from podsrl.tasks.record import Record, field
 
-SUFFIXES = (".jsonl", ".json", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 TEST_SHARE = 0.1
 
 
 def local_records(data: str, split: str) -> list[Record]:
     """Return the records of a split from a folder or a file.
 
-    Folder: the files train* or test* in it or below it (.jsonl or .parquet). File: one whose
+    Folder: the files train* or test* in it or below it (.jsonl, .csv or .parquet). File: one whose
     name starts with train or test is that split alone; any other file is divided by a hash of
     its question, a tenth to test, so that the division never depends on order or seed.
 
@@ -62,7 +64,9 @@ def local_path(name: str) -> Path:
 
 
 def read_file(path: Path) -> list[Record]:
-    """Return the records of a .jsonl or .parquet file in order; blank lines are no records.
+    """Return the records of a .jsonl, .csv or .parquet file in order; blank lines are no records.
+
+    The first row of a .csv names the columns; its values are text, null where nothing stands.
 
     A line ends at a line feed alone: other line separators may stand inside a JSON text. A
     byte-order mark is passed over.
@@ -70,7 +74,7 @@ def read_file(path: Path) -> list[Record]:
     Raises: ValueError naming the file and, if it is one line's fault, the line.
     """
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path} is neither .jsonl nor .parquet: convert it")
+        raise ValueError(f"{path} is neither .jsonl, .csv nor .parquet: convert it")
     if path.is_dir():
         raise ValueError(f"{path} is a folder with the name of a file: rename it")
     try:
@@ -79,6 +83,8 @@ def read_file(path: Path) -> list[Record]:
         text = _decoded(path.read_bytes(), path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read ({error.strerror or error})") from error
+    if path.suffix == ".csv":
+        return _read_csv(text, path)
     lines = text.split("\n")
     return [_parse(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
 
@@ -167,6 +173,30 @@ def _read_parquet(path: Path) -> list[Record]:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path} cannot be read as parquet ({reason}): write it anew") from error
     return [Record(row, f"{path}, row {number}") for number, row in enumerate(rows, 1)]
+
+
+def _read_csv(text: str, path: Path) -> list[Record]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    records: list[Record] = []
+    try:
+        names = next(reader, [])
+        if len(set(names)) < len(names):
+            raise ValueError(f"{path}, line 1: two columns have one name: rename one of them")
+        first = reader.line_num + 1
+        for values in reader:
+            place, first = f"{path}, line {first}", reader.line_num + 1
+            if values and len(values) != len(names):
+                raise ValueError(
+                    f"{place}: {len(values)} values for {len(names)} columns: put quotes around "
+                    "text with commas"
+                )
+            if values:
+                fields = zip(names, (value or None for value in values), strict=True)
+                records.append(Record(dict(fields), place))
+    except csv.Error as error:
+        line = reader.line_num
+        raise ValueError(f"{path}, line {line}: not CSV ({error}): correct it") from error
+    return records
 
 
 def _parse(line: str, path: Path, number: int) -> Record:
