@@ -91,7 +91,7 @@ def train(folder: str, output: Path, case: str, passes: list[int]) -> dict[str, 
 
     def spy_generate(prompts: list) -> tuple:
         handed_on = generate(prompts)
-        selections.append(trainer.batch.selection)
+        selections.append((trainer.batch.selection, trainer._selection_seed()))
         return handed_on
 
     trainer._generate = spy_generate
@@ -101,8 +101,9 @@ def train(folder: str, output: Path, case: str, passes: list[int]) -> dict[str, 
     return {
         "class": type(trainer.model_wrapped).__name__,
         "num_packed": len(passes),
-        "rewards": [each.rewards_PN for each in selections],
-        "kept": [each.kept_PN for each in selections],
+        "rewards": [chosen.rewards_PN for chosen, _ in selections],
+        "kept": [chosen.kept_PN for chosen, _ in selections],
+        "seeds": [seed for _, seed in selections],
         "loss": logged(trainer, "loss"),
         "weights": {name: weight.clone() for name, weight in (weights or {}).items()},
     }
