@@ -14,6 +14,7 @@ from torch import Tensor
 from podsrl.core.combine import combine
 from podsrl.models import load_model, load_tokenizer
 from podsrl.plan.noise import UNKNOWN, Group, Noise, measure_noise
+from podsrl.rewards.own import call_reward
 from podsrl.runs.settings import RunArguments, parse_settings
 from podsrl.runs.training import load_questions
 from podsrl.sampling.complete import complete, plain_config
@@ -207,18 +208,8 @@ def score(
     """
     num_repeats = len(texts) // len(rows)
     repeated = [row for row in rows for _ in range(num_repeats)]
-    columns: dict[str, Any] = {
-        name: [row[name] for row in repeated] for name in rows[0] if name != "prompt"
-    }
-    rewards = [
-        function(
-            prompts=[row["prompt"] for row in repeated],
-            completions=[[{"role": "assistant", "content": text}] for text in texts],
-            completion_ids=completion_ids,
-            **columns,
-        )
-        for function in task.reward_funcs.values()
-    ]
+    functions = task.reward_funcs.values()
+    rewards = [call_reward(each, repeated, texts, completion_ids) for each in functions]
     numbers = [[float("nan") if x is None else float(x) for x in values] for values in rewards]
     rewards_PRF = torch.tensor(numbers).T.reshape(len(rows), num_repeats, len(rewards))
     weights = weights or [task.reward_weights[name] for name in task.reward_funcs]
