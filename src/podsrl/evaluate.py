@@ -101,7 +101,6 @@ def evaluate(
     rows = task.rows(split, limit)
     report = _reporter(progress, len(rows) * (1 + num_samples))
     prompts = _encode(model, tokenizer, rows, max_new_tokens)
-
     options = {**counts, "seed": seed}
 
     def answer(num_repeats: int, temperature: float | None) -> list[list[Answer]]:
@@ -177,10 +176,12 @@ def _own_rewards(
     task: Task, tokenizer: "PreTrainedTokenizerBase", greedy: Sequence[Answer], rows: Sequence[Row]
 ) -> dict[str, Any]:
     """`reward_<name>`, the mean over greedy answers, of each reward that the task measures."""
+    if not task.measured:
+        return {}
     texts = [answer.text for answer in greedy]
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
     figures = {}
     for name in task.measured:
-        ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
         values = call_reward(task.reward_funcs[name], rows, texts, ids)
         scored = [float(value) for value in values if value is not None]
         figures[f"reward_{name}"] = mean_interval(scored) if scored else None

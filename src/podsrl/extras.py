@@ -1,5 +1,6 @@
-"""Packages that only some uses need: the extra of podsrl that brings each, and its absence told."""
+"""What is installed, and of packages that only some uses need the extra of podsrl with each."""
 
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 # Module -> extra, as pyproject.toml lists them.
@@ -15,6 +16,14 @@ EXTRAS = {
 def is_installed(module: str) -> bool:
     """Return whether the module can be imported, without importing it."""
     return find_spec(module) is not None
+
+
+def version_of(package: str) -> str | None:
+    """Return the version that is installed of a package, None where it is not."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def remedy(module: str) -> str:

@@ -8,11 +8,11 @@ of the libraries that it was made of; with others, the real parser is asked.
 import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn
 
+from podsrl.extras import version_of
 from podsrl.plugins import beside
 from podsrl.runs.checks import check_names, read_yaml
 from podsrl.runs.words import check_words, truth
@@ -38,7 +38,7 @@ def flag_parser() -> argparse.ArgumentParser | None:
     Example: `flag_parser().parse_args(["--num-rollouts", "64"]).num_rollouts == 64`.
     """
     table = read_table()
-    if table["made of"] != {host: _version(host) for host in HOSTS}:
+    if table["made of"] != {host: version_of(host) for host in HOSTS}:
         return None
     parser = _FlagParser(
         "podsrl train", formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=True
@@ -123,10 +123,3 @@ def _kind(row: Mapping[str, Any]) -> Callable[[str], Any]:
 
     read.__name__ = row["kind"]  # argparse names it in its error
     return read
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -46,8 +46,8 @@ def try_reward(name: str, function: Callable[..., Any], rows: Sequence[Mapping[s
 
     rows: questions of the task it will be used on; they are asked in turn.
     """
-    file = getattr(inspect.unwrap(function), "__code__", None)
-    where = file.co_filename if file else None
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    where = code.co_filename if code else None
     asked = [rows[i % len(rows)] for i in range(NUM_TRIED)]
     texts = [f"<answer>{asked[0].get('answer', '')}</answer>", "I do not know."]
     try:
@@ -56,7 +56,7 @@ def try_reward(name: str, function: Callable[..., Any], rows: Sequence[Mapping[s
         raise ValueError(
             f"{name} fails on two made-up answers: {told_with_line(error, where)}"
         ) from error
-    begin = f"{where}, line {file.co_firstlineno}: {name}" if file else name
+    begin = f"{where}, line {code.co_firstlineno}: {name}" if code else name
     if not isinstance(values, Sequence) and not hasattr(values, "tolist"):
         raise ValueError(f"{begin} returns {values!r}: return a list of one number per completion")
     values = list(values.tolist() if hasattr(values, "tolist") else values)

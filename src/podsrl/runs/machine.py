@@ -5,11 +5,11 @@ import platform
 import shutil
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
-from podsrl.extras import is_installed, remedy
+from podsrl.extras import is_installed, remedy, version_of
 
 # What a use beyond the default needs: distribution -> use, and how to get it.
 USES = {
@@ -39,10 +39,10 @@ def examine() -> dict[str, Any]:
     the version is outside it), `optional` (package -> version, for, remedy), `machine`.
     """
     names = needed()
-    needs = {"python": platform.python_version(), "podsrl": _version("podsrl")}
-    needs |= {name: _version(name) for name in names}
+    needs = {"python": platform.python_version(), "podsrl": version_of("podsrl")}
+    needs |= {name: version_of(name) for name in names}
     optional = {
-        package: {"version": _version(package), "for": use, "remedy": how}
+        package: {"version": version_of(package), "for": use, "remedy": how}
         for package, (use, how) in USES.items()
     }
     outside = {name: names[name] for name in names if not _is_within(needs[name], names[name])}
@@ -199,13 +199,6 @@ def _gigaflops(dtype: Any, device: str) -> float:
         (left @ left).sum().item()  # waits for a GPU
         fastest = min(fastest, time.perf_counter() - start)
     return 2 * SIZE**3 / fastest / 1e9
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _is_within(installed: str | None, wanted: str) -> bool:

@@ -103,10 +103,8 @@ class RolloutLog:
     ) -> None:
         if limit_mib is not None and limit_mib <= 0:
             raise ValueError(f"limit_mib is {limit_mib}: it must be above 0, or None for no limit")
-        self.path = path
-        self.header = dict(header or {})
-        self.limit_mib = limit_mib
-        self.every = every
+        self.path, self.header = path, dict(header or {})
+        self.limit_mib, self.every = limit_mib, every
         self.stopped = False
         self._last_kept = 0
         self._step: int | None = None

@@ -14,7 +14,6 @@ from podsrl.trl.objective_checks import (
     DEFAULT_REFERENCE_ROLLOUTS,
     GRPO,
     fill_in_objective_options,
-    name_own,
 )
 
 
@@ -269,7 +268,6 @@ class PODSConfig(GRPOConfig):
     )
 
     def __post_init__(self) -> None:
-        name_own(self)
         # Before TRL counts with them: what None stands for in the fields of the objective.
         fill_in_objective_options(self)
         super().__post_init__()

@@ -28,7 +28,7 @@ GRPO_LOSS_FIELDS = (
 )
 
 
-def name_own(config: "PODSConfig") -> None:
+def _name_own(config: "PODSConfig") -> None:
     """Give a rule and an `Objective` that are the thing itself, not its name, a name to go by.
 
     Example: `PODSConfig(selection_rule=my_rule)` adds `my_rule` to RULES.
@@ -56,9 +56,12 @@ def check_objective(config: "PODSConfig") -> None:
 def fill_in_objective_options(config: "PODSConfig") -> None:
     """Put the objective's own values where None stands for them.
 
+    A rule or objective that is the thing itself goes by its name from here on.
+
     Raises `ValueError` for an unknown objective, for options of another one, and for a strength
     that is not above 0.
     """
+    _name_own(config)
     if config.objective not in (GRPO, *OBJECTIVES):
         known = ", ".join([GRPO, *OBJECTIVES])
         raise ValueError(f"objective is {config.objective!r}; choose one of {known}.")

@@ -5,16 +5,13 @@ first release: every FSDP worker ends in an ImportError. The model is a critic's
 none (podsrl.verl.settings), so verl's workers are told that there is no TRL.
 """
 
-from importlib.metadata import PackageNotFoundError, version
-
 from verl.models.transformers import monkey_patch
+
+from podsrl.extras import version_of
 
 
 def tell_verl() -> None:
     """Let verl pass over an installed TRL that has no model with a value head."""
-    try:
-        major = int(version("trl").split(".")[0])
-    except PackageNotFoundError:
-        return
-    if major >= 1:
+    trl = version_of("trl")
+    if trl is not None and int(trl.split(".")[0]) >= 1:
         monkey_patch.is_trl_available = lambda: False
