@@ -1,28 +1,15 @@
 """Every example runs: on a tiny model, and what needs a GPU or another package up to there."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from helpers.commands import run_python
+
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
 LONGEST = 40
-
-
-def run(*words: object, cwd: Path, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, *map(str, words)],
-        cwd=cwd,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 # examples/loop.py is a specification, not a first example; tests/test_loop.py runs it.
@@ -45,21 +32,21 @@ def test_all_are_short_and_told() -> None:
 
 @pytest.mark.parametrize("name", ["own_reward", "lora"])
 def test_it_trains(name: str, tiny_folder: str, tmp_path: Path) -> None:
-    told = run(EXAMPLES / f"{name}.py", tiny_folder, cwd=tmp_path)
+    told = run_python(EXAMPLES / f"{name}.py", tiny_folder, cwd=tmp_path)
     assert told.count("pods/kept_reward_variance") == 4  # steps
     if name == "lora":
         assert (tmp_path / "runs/lora/adapter/adapter_model.safetensors").is_file()
 
 
 def test_vllm_up_to_the_gpu(tmp_path: Path) -> None:
-    told = run(EXAMPLES / "vllm_sampling.py", "--dry-run", cwd=tmp_path)
+    told = run_python(EXAMPLES / "vllm_sampling.py", "--dry-run", cwd=tmp_path)
     assert told == "4 prompts x 64 rollouts by vLLM, 16 of each kept\n"
 
 
 @pytest.mark.slow
 def test_several_processes(tiny_folder: str, tmp_path: Path) -> None:
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    told = run(*words, EXAMPLES / "several_gpus.py", tiny_folder, cwd=tmp_path)
+    told = run_python(*words, EXAMPLES / "several_gpus.py", tiny_folder, cwd=tmp_path)
     assert "trained by 2 processes" in told
 
 
@@ -69,4 +56,4 @@ def test_the_notebook(tiny_folder: str, tmp_path: Path) -> None:
     assert not any(cell.get("outputs") for cell in cells)
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     script = "\n".join(code[:-1]) + "\n" + code[-1].replace("[(row", "assert 2 == len([(row") + ")"
-    run("-c", script, cwd=tmp_path, MODEL=tiny_folder)
+    run_python("-c", script, cwd=tmp_path, MODEL=tiny_folder)

@@ -1,34 +1,21 @@
 """The sdist, the wheel that is built of it, and what that wheel installs."""
 
-import os
-import subprocess
-import sys
 import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from helpers.commands import run_python
+
 ROOT = Path(__file__).resolve().parents[1]
-
-
-def run(*words: object, cwd: Path, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, *map(str, words)],
-        cwd=cwd,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
 def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the sdist and the wheel that was built from it."""
     folder = tmp_path_factory.mktemp("dist")
-    run("-m", "build", "--no-isolation", "--outdir", folder, ROOT, cwd=folder)
+    run_python("-m", "build", "--no-isolation", "--outdir", folder, ROOT, cwd=folder)
     return folder
 
 
@@ -58,15 +45,21 @@ def test_the_wheel_installs_and_works(dist: Path, tmp_path: Path) -> None:
     """In a folder of its own, with this environment's other packages."""
     (wheel,) = dist.glob("podsrl-*.whl")
     target = tmp_path / "site"
-    run("-m", "pip", "install", "--quiet", "--no-deps", "--target", target, wheel, cwd=tmp_path)
+    run_python(
+        "-m", "pip", "install", "--quiet", "--no-deps", "--target", target, wheel, cwd=tmp_path
+    )
     script = """
 import sys, podsrl, podsrl.cli
 assert "site" in podsrl.__file__, podsrl.__file__
 sys.exit(podsrl.cli.main(sys.argv[1:]))
 """
     site = {"PYTHONPATH": str(target)}
-    assert "selection_rule" in run("-c", script, "train", "--help", "all", cwd=tmp_path, **site)
+    assert "selection_rule" in run_python(
+        "-c", script, "train", "--help", "all", cwd=tmp_path, **site
+    )
     rewards = tmp_path / "rewards.json"
     rewards.write_text("[0, 0, 0, 1]")
-    kept = run("-c", script, "select", rewards, "--keep", "2", "--json", cwd=tmp_path, **site)
+    kept = run_python(
+        "-c", script, "select", rewards, "--keep", "2", "--json", cwd=tmp_path, **site
+    )
     assert '"max_variance"' in kept

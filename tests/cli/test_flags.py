@@ -139,7 +139,7 @@ def test_a_recipe_may_set_what_it_may_set() -> None:
 
 
 def test_with_other_versions_the_real_parser_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flags_module, "version", lambda package: "0.0")
+    monkeypatch.setattr(flags_module, "version_of", lambda package: "0.0")
     assert flag_parser() is None
     check_early(["--nmu_rollouts", "8"], {"nmu_rollouts": 8})  # nothing is said
     assert main(["train", "--nmu_rollouts", "8"]) == 2  # of the real one

@@ -1,32 +1,23 @@
 """Several processes: one that fails ends them all, and the same number goes on to the same bits."""
 
-import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from helpers.commands import in_processes
 from helpers.tiny_runs import flags, learned, same_model
 from podsrl.runs.checkpoints import newest_whole, num_processes_of
-
-SCRIPT = Path(__file__).resolve().parents[1] / "helpers" / "train_processes.py"
-LAUNCH = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def train(how: str, words: list[str]) -> tuple[int, str, float]:
     """Status, what was printed, and seconds from the second step's line to the end."""
-    root = SCRIPT.parents[1]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(root.parent / "src"), str(root)]),
-    }
+    command, environment = in_processes("train_processes.py", 2)
     process = subprocess.Popen(
-        [sys.executable, *LAUNCH, str(SCRIPT), how, *words],
+        [*command, how, *words],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

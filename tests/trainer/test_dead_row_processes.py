@@ -1,14 +1,12 @@
 """Dead rows of several processes: live ones are dealt out, and what is learned stays the same."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from helpers.commands import launch
 from helpers.dead_row_processes import CASES
 from podsrl import PODSConfig
 from podsrl.trl.checks import rows_may_change_process
@@ -19,30 +17,20 @@ Found = list[dict[str, Any]]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-def launch(folder: str, output: Path, num_processes: int, cases: list[str]) -> Found:
+def launched(folder: str, output: Path, num_processes: int, cases: list[str]) -> Found:
     """What dead_row_processes.py wrote on each gloo process."""
-    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node",
-         str(num_processes), str(TESTS / "helpers/dead_row_processes.py"), folder, str(output),
-         *cases],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=800,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch("dead_row_processes.py", folder, output, *cases, num_processes=num_processes)
     return [torch.load(output / f"found-{rank}.pt") for rank in range(num_processes)]
 
 
 @pytest.fixture(scope="module")
 def two(tiny_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Found:
-    return launch(tiny_folder, tmp_path_factory.mktemp("two"), 2, [*CASES][:-1])
+    return launched(tiny_folder, tmp_path_factory.mktemp("two"), 2, [*CASES][:-1])
 
 
 @pytest.fixture(scope="module")
 def four(tiny_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Found:
-    return launch(tiny_folder, tmp_path_factory.mktemp("four"), 4, ["dapo", "none dead of four"])
+    return launched(tiny_folder, tmp_path_factory.mktemp("four"), 4, ["dapo", "none dead of four"])
 
 
 def check_same(found: Found, case: str) -> None:

@@ -1,14 +1,12 @@
 """PODSTrainer with weights sharded by FSDP2, in gloo processes on a CPU."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from helpers.commands import launch
 from helpers.fsdp_processes import CASES
 from podsrl import select
 
@@ -18,19 +16,9 @@ Found = list[dict[str, Any]]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-def launch(folder: str, output: Path, num_processes: int, cases: list[str]) -> Found:
+def launched(folder: str, output: Path, num_processes: int, cases: list[str]) -> Found:
     """What fsdp_processes.py wrote on each process."""
-    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node",
-         str(num_processes), str(TESTS / "helpers/fsdp_processes.py"), folder, str(output),
-         *cases],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=800,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch("fsdp_processes.py", folder, output, *cases, num_processes=num_processes)
     return [
         torch.load(output / f"found-{rank}.pt", weights_only=False) for rank in range(num_processes)
     ]
@@ -38,12 +26,12 @@ def launch(folder: str, output: Path, num_processes: int, cases: list[str]) -> F
 
 @pytest.fixture(scope="module")
 def two(tiny_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Found:
-    return launch(tiny_folder, tmp_path_factory.mktemp("two"), 2, [*CASES])
+    return launched(tiny_folder, tmp_path_factory.mktemp("two"), 2, [*CASES])
 
 
 @pytest.fixture(scope="module")
 def four(tiny_folder: str, tmp_path_factory: pytest.TempPathFactory) -> Found:
-    return launch(tiny_folder, tmp_path_factory.mktemp("four"), 4, ["packed", "padded"])
+    return launched(tiny_folder, tmp_path_factory.mktemp("four"), 4, ["packed", "padded"])
 
 
 def check_alike(found: Found, case: str) -> None:

@@ -6,9 +6,7 @@ tests/verl/test_hosts.py asks verl's trainer.
 
 import itertools
 import json
-import os
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import pytest
 import torch
 
 from helpers.async_groups import make_group, make_loop, rollouts_of, score
+from helpers.commands import launch
 from helpers.kept_sets import CASES, Case
 from helpers.run_hosts import kept_by_trainer
 from podsrl import select
@@ -91,17 +90,8 @@ def test_trainer_in_one_process(case: Case, tiny_folder: str, tmp_path: Path) ->
 @pytest.mark.parametrize("num_processes", [2, 4])
 def test_trainer_in_several_processes(tiny_folder: str, tmp_path: Path, num_processes: int) -> None:
     """With 4 the eight rollouts of a prompt are those of two processes."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc_per_node", str(num_processes), str(TESTS / "helpers" / "run_hosts.py")]
-    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
-    ran = subprocess.run(
-        [*command, tiny_folder, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert ran.returncode == 0, ran.stderr[-3000:]
+    words = (tiny_folder, tmp_path)
+    launch("run_hosts.py", *words, num_processes=num_processes, timeout_seconds=400)
     records = [
         json.loads((tmp_path / f"hosts-{rank}.json").read_text()) for rank in range(num_processes)
     ]

@@ -1,14 +1,12 @@
 """Two processes keep exactly the rollouts that one process keeps from the same rewards."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from helpers.commands import launch
 from helpers.harness import EASY
 from podsrl import PODSConfig, select
 from podsrl.core.advantage import masked_advantages
@@ -25,34 +23,13 @@ CASES = {
 }
 
 
-def launch(folder: str, output: Path) -> list[dict]:
-    """What run_processes.py wrote on each of two gloo processes, for all cases in one launch.
-
-    torchrun, because `accelerate launch --cpu --num_processes 2` starts a single process where
-    no MPI is installed (accelerate 1.15).
-    """
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += [
-        "--nproc_per_node",
-        "2",
-        str(TESTS / "helpers/run_processes.py"),
-        folder,
-        str(output),
-    ]
-    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, *CASES], env=environment, capture_output=True, text=True, timeout=400
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads((output / f"records-{rank}.json").read_text()) for rank in range(2)]
-
-
 @pytest.fixture(scope="module")
 def launched(tiny_folder: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict]]:
     """The folder and the records of the one launch that all tests here read."""
     folder = tmp_path_factory.mktemp("processes")
-    return folder, launch(tiny_folder, folder)
+    launch("run_processes.py", tiny_folder, folder, *CASES, timeout_seconds=400)
+    records = [json.loads((folder / f"records-{rank}.json").read_text()) for rank in range(2)]
+    return folder, records
 
 
 def test_two_processes_keep_what_one_would(launched: tuple[Path, list[dict]]) -> None:

@@ -1,14 +1,12 @@
 """Two processes sample in rounds together: equal decisions, equal work, the same bits again."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from helpers.commands import launch
 from helpers.rounds_processes import CASES
 from podsrl import select
 
@@ -21,16 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 def found(tiny_folder: str, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What rounds_processes.py wrote on each of two gloo processes."""
     output = tmp_path_factory.mktemp("rounds")
-    path = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-         str(TESTS / "helpers/rounds_processes.py"), tiny_folder, str(output)],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch("rounds_processes.py", tiny_folder, output, timeout_seconds=500)
     return [torch.load(output / f"found-{rank}.pt", weights_only=False) for rank in range(2)]
 
 
