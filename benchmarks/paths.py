@@ -12,6 +12,7 @@ run at a time; runs that it holds already are not repeated.
 """
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -25,6 +26,7 @@ from podsrl.runs.folder import read_json, write_json
 
 HERE = Path(__file__).resolve().parent
 RECIPE = HERE.parent / "recipes" / "arithmetic-smollm2.yaml"
+LENGTH = "completions/mean_length"
 ON_TRL_PATHS = ["--fast_sampling", "false", "--packed_update", "false"]
 
 
@@ -37,9 +39,11 @@ def run_side(checkout: Path, seed: int, extra: list[str]) -> dict[str, Any]:
         command += ["--output_dir", str(target), *extra]
         subprocess.run(command, check=True, env=environment)
         result = read_json(target / "result.json")
+        lines = (target / "metrics.jsonl").read_text().splitlines()
+    lengths = [row[LENGTH] for row in map(json.loads, lines) if LENGTH in row]
     kept = {key: result[key] for key in ("steps", "seconds", "gain_points", "versions")}
     accuracy = {f"accuracy_{when}": result[when]["accuracy_greedy"] for when in ("before", "after")}
-    return kept | accuracy
+    return kept | accuracy | {"mean_length": statistics.fmean(lengths)}
 
 
 def summary(seeds: dict[str, dict[str, Any]], other: str) -> dict[str, Any]:
