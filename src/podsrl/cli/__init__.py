@@ -9,6 +9,7 @@ from podsrl.cli.waiting import wait_briefly
 wait_briefly()
 
 VERBS = {
+    "init": "write a recipe, a reward and a comparison for a file of your questions",
     "train": "train a language model with PODS from a recipe",
     "compare": "run arms at equal wall-clock, seed by seed, and evaluate all alike",
     "report": "compare arms at equal training time: a page with figures and intervals",
@@ -28,6 +29,7 @@ usage: podsrl VERB [options]        (podsrl VERB --help explains the verb)
 
 Start here:
   podsrl train recipes/arithmetic-smollm2.yaml     a small model learns arithmetic, on a laptop
+  podsrl init questions.jsonl                      a recipe and a reward for questions of yours
   echo '[0, 0, 0, 0, 1, 1, 1, 0]' | podsrl select - --keep 4
 
 PODS samples n rollouts per prompt and updates the policy on the m < n whose rewards have

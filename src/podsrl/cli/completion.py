@@ -53,6 +53,7 @@ def parser_of_all() -> argparse.ArgumentParser:
         added = verbs.add_parser(verb, help=text, parents=[own], add_help=False)
         if verb == "train":
             added.add_argument("recipe", nargs="?", help="a YAML file of flags")
+            added.add_argument("--dry_run", action="store_true", help="check, load no model")
     for action in _actions(parser):
         _complete_paths(action)
     return parser

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from podsrl.runs.training import Run, TrainingFailed
 
 # What is looked at before the parser is there, which takes seconds to load.
-FLAGS = ("--config", "--output_dir", "--resume", "--resume_with_changes")
+FLAGS = ("--config", "--output_dir", "--resume", "--resume_with_changes", "--dry_run")
 USAGE = """podsrl train: train a language model with PODS
 
 usage: podsrl train [RECIPE.yaml] [--flag value ...]
@@ -80,6 +80,7 @@ when it ends, and what is measured and written
   --resume_with_changes   let it go on with settings that change training
   --long_prompts HOW      questions too long for the model: refuse (default) or drop
   --reward_timeout_seconds S   end the run when a reward function takes longer
+  --dry_run               check settings, data, rewards and the model's name; load and write nothing
 
 Batch sizes count kept rollouts: a step trains on per_device_train_batch_size x
 gradient_accumulation_steps of them per device, from that number / num_generations prompts.
@@ -104,8 +105,11 @@ def main(argv: list[str] | None = None) -> int:
         print(USAGE)
         return 0
     words = _expand(argv)
+    is_dry, words = "--dry_run" in words, [word for word in words if word != "--dry_run"]
     recipe, words = _recipe(words)
     check_early(words, recipe)
+    if is_dry:
+        return _check(words, recipe)
     stop = Stop()
     stop.listen()
     try:
@@ -118,6 +122,27 @@ def main(argv: list[str] | None = None) -> int:
         return _train(run, argv, stop)
     finally:
         stop.release()
+
+
+def _check(words: list[str], recipe: dict[str, Any] | None) -> int:
+    """Say what a run would be, everything checked that takes no model."""
+    from rich.console import Console
+
+    quieten()
+    from podsrl.runs.prepare import Run, check_run
+    from podsrl.runs.settings import SettingsParser
+
+    settings = SettingsParser().parse(words, recipe)
+    task, rows = check_run(*settings)
+    run = Run(*settings, task, rows, None, Console())
+    run.console.print(_headline(run), highlight=False, soft_wrap=True)
+    run.console.print(
+        f"nothing is wrong as far as can be seen without the model: {len(rows)} questions to "
+        f"learn from, rewards {', '.join(task.reward_funcs)}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0
 
 
 def _train(run: "Run", argv: list[str], stop: Stop) -> int:
