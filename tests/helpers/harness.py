@@ -48,9 +48,13 @@ def build(
     trainer_class: type[GRPOTrainer] = PODSTrainer,
     rewards: list[Callable[..., Any]] | None = None,
     peft_config: Any = None,
+    make: Callable[..., GRPOTrainer] | None = None,
     **options: Any,
 ) -> GRPOTrainer:
-    """A trainer on the tiny model: two prompts per step, m = 4, n = 8, three steps."""
+    """A trainer on the tiny model: two prompts per step, m = 4, n = 8, three steps.
+
+    make: builds it in `trainer_class`'s place, from the same arguments by name.
+    """
     config_class = PODSConfig if issubclass(trainer_class, PODSTrainer) else GRPOConfig
     settings: dict[str, Any] = {
         "output_dir": str(output),
@@ -71,7 +75,7 @@ def build(
     }
     if config_class is PODSConfig:
         settings = {"num_rollouts": 8, **settings}
-    return trainer_class(
+    return (make or trainer_class)(
         model=AutoModelForCausalLM.from_pretrained(folder, dtype="float32"),
         reward_funcs=rewards or [digit_reward, even_reward],
         args=config_class(**settings),

@@ -161,6 +161,34 @@ def test_trains_with(tiny_folder: str, tmp_path: Path, options: dict) -> None:
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
 
 
+def test_continuous_batching_samples_after_a_packed_update(
+    tiny_folder: str, tmp_path: Path
+) -> None:
+    """The packed update switches the model's attention, which that engine would not know."""
+    options = {"use_transformers_continuous_batching": True, "max_completion_length": 6}
+    config = {"block_size": 16, "num_blocks": 64, "max_batch_tokens": 64}
+    trainer = build(
+        tiny_folder,
+        tmp_path,
+        **options,
+        transformers_continuous_batching_config=config,
+        max_steps=2,
+    )
+    attention = []
+    update = trainer._compute_loss
+
+    def watched(*args: Any) -> Any:
+        attention.append(trainer.model.config._attn_implementation)
+        loss = update(*args)
+        attention.append(trainer.model.config._attn_implementation)
+        return loss
+
+    trainer._compute_loss = watched
+    trainer.train()
+    assert attention == ["sdpa", "podsrl_sdpa", "podsrl_sdpa", "podsrl_sdpa"]
+    assert logged(trainer, "loss")[1] != 0
+
+
 def test_lora_trains_the_adapter_only(tiny_folder: str, tmp_path: Path) -> None:
     config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     trainer = build(tiny_folder, tmp_path, peft_config=config, beta=0.1)

@@ -10,7 +10,8 @@
 Letters as in `packing`, and H heads, D head size.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -252,6 +253,22 @@ def use_shared_prefix(model: PreTrainedModel) -> bool:
     if model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(SHARED_PREFIX)
     return bool(model.config._attn_implementation == SHARED_PREFIX)
+
+
+@contextmanager
+def without_shared_prefix(model: PreTrainedModel) -> Iterator[None]:
+    """In the enclosed block a model on `podsrl_sdpa` is on sdpa, for engines that know that name.
+
+    No backward pass may be under way: see `use_shared_prefix`.
+    """
+    is_switched = model.config._attn_implementation == SHARED_PREFIX
+    if is_switched:
+        model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        if is_switched:
+            model.set_attn_implementation(SHARED_PREFIX)
 
 
 def attention_inputs(model: PreTrainedModel, packed: PackedBatch) -> dict[str, Any]:

@@ -29,7 +29,10 @@ def use_advantages(host: GRPOTrainer, batch: GenerationBatch, output: dict[str, 
 
 
 def record_metrics(host: GRPOTrainer, batch: GenerationBatch, stopping: Stopping | None) -> None:
-    """TRL's reward metrics over all n instead of the kept m, and `pods/` for the kept ones."""
+    """TRL's reward metrics over all n instead of the kept m, and `pods/` for the kept ones.
+
+    Where all are kept TRL's own stand, to the last digit.
+    """
     selection = batch.selection
     assert selection is not None
     rewards_PN, rewards_PNF = selection.rewards_PN, selection.rewards_per_func_PNF
@@ -38,7 +41,9 @@ def record_metrics(host: GRPOTrainer, batch: GenerationBatch, stopping: Stopping
         rewards_PNF = first_PNF
     if first_PNF is not None or selection.selector.aggregation != SUM_THEN_NORMALIZE:
         rewards_PN = combine(rewards_PNF, host.reward_weights)  # what the rule ranked is another
-    over_all = reward_metrics(rewards_PN, rewards_PNF, host.reward_func_names)
+    over_all = {}
+    if first_PNF is not None or selection.kept_rows_B.numel() < rewards_PN.numel():
+        over_all = reward_metrics(rewards_PN, rewards_PNF, host.reward_func_names)
     values = over_all | {f"pods/{name}": value for name, value in selection.numbers().items()}
     values |= batch.metrics
     if stopping is not None:

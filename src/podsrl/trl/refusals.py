@@ -3,6 +3,7 @@
 Settings that rule each other out are found in checks.py, without a model.
 """
 
+import inspect
 from typing import Any
 
 from datasets import Dataset
@@ -23,10 +24,31 @@ UNSUPPORTED = {
 LOGIT_SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 
 
-def default_output_dir(model: Any) -> str:
+def _default_output_dir(model: Any) -> str:
     """The folder of a trainer that was given no arguments: the model's name and -PODS."""
     name = model if isinstance(model, str) else model.config._name_or_path
     return f"{name.rstrip('/').split('/')[-1]}-PODS"
+
+
+def keyword_arguments(*args: Any, **kwargs: Any) -> dict[str, Any]:
+    """What GRPOTrainer was to be given, by name, with a PODSConfig where `args` is left out.
+
+    By name, so that another subclass of GRPOTrainer may stand between PODSTrainer and it, with
+    parameters of its own: names that are not GRPOTrainer's are handed on.
+
+    Raises `TypeError` as GRPOTrainer does, for too many arguments and for none, and for another
+    trainer's `args`; `NotImplementedError` for what GRPOTrainer can do and PODSTrainer cannot.
+
+    Example: ("Qwen/Qwen3-0.6B", accuracy) gives `model`, `reward_funcs` and `args`.
+    """
+    signature = inspect.signature(GRPOTrainer)
+    others = {name: value for name, value in kwargs.items() if name not in signature.parameters}
+    own = {name: value for name, value in kwargs.items() if name not in others}
+    arguments = signature.bind(*args, **own).arguments | others
+    refuse_arguments(arguments)
+    if arguments.get("args") is None:
+        arguments["args"] = PODSConfig(_default_output_dir(arguments["model"]))
+    return arguments
 
 
 def refuse_arguments(arguments: dict[str, Any]) -> None:

@@ -27,10 +27,11 @@ from trl import GRPOTrainer
 from podsrl.core.rules import NEEDS_LENGTHS
 from podsrl.core.schedule import num_kept_now
 from podsrl.core.selection import Selection
+from podsrl.packing.attention import without_shared_prefix
+from podsrl.packing.log_probs import unwrap
 from podsrl.packing.serve import LogProbs
 from podsrl.trl.batch import GenerationBatch, Rollouts, selector_of, use_old_log_probs
 from podsrl.trl.clock import PhaseClock, StepClock, peak_memory_gib
-from podsrl.trl.config import PODSConfig
 from podsrl.trl.dealing import deal
 from podsrl.trl.early_stop import Stopping
 from podsrl.trl.objective import ObjectiveStep
@@ -38,7 +39,7 @@ from podsrl.trl.prompt_order import ResumableSampler
 from podsrl.trl.records import log_rollouts, record_metrics, use_advantages
 from podsrl.trl.reference import ReferenceRewards
 from podsrl.trl.refill import Refilling
-from podsrl.trl.refusals import default_output_dir, refuse_arguments, refuse_trainer
+from podsrl.trl.refusals import keyword_arguments, refuse_trainer
 from podsrl.trl.rounds import InRounds
 from podsrl.trl.sampling import PromptOnce
 from podsrl.trl.token_kl import TokenDivergence
@@ -86,19 +87,16 @@ class PODSTrainer(GRPOTrainer):
     _name = "PODS"
     _paper: ClassVar[dict[str, str]] = {"title": TITLE, "id": "2504.13818", "citation": CITATION}
 
+    batch: GenerationBatch | None = None  # the one under way, in training
     num_generations: int
     _buffered_inputs: list[dict[str, Any]] | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        bound = inspect.signature(GRPOTrainer.__init__).bind(self, *args, **kwargs)
-        refuse_arguments(bound.arguments)
-        if bound.arguments.get("args") is None:
-            bound.arguments["args"] = PODSConfig(default_output_dir(bound.arguments["model"]))
-        with engine_for_all_rollouts(bound.arguments["args"]):
-            super().__init__(*bound.args[1:], **bound.kwargs)
+        arguments = keyword_arguments(*args, **kwargs)
+        with engine_for_all_rollouts(arguments["args"]):
+            super().__init__(**arguments)
         refuse_trainer(self)
         self.clock = PhaseClock(self.accelerator.device)
-        self.batch: GenerationBatch | None = None  # the one under way, in training
         self._loss_inputs: dict[str, Any] = {}  # the micro-batch in its loss
         self.rollout_log: Any = None  # has `write_batch`, as runs/rollout_log.py
         self._build_steps()
@@ -137,9 +135,9 @@ class PODSTrainer(GRPOTrainer):
         batches = self._buffered_inputs
         whole = bool(self.objective_step and self.objective_step.needs_whole_groups)
         alone = self.accelerator.num_processes == 1
-        if batches is before or not batches or (len(batches) < 2 and alone):
+        if batches is before or not batches or not (self.kept_log_probs or whole):
             return inputs
-        if not (self.kept_log_probs or whole):
+        if len(batches) < 2 and alone:
             return inputs
         self._buffered_inputs = deal(batches, self.args, whole=whole)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
@@ -237,9 +235,11 @@ class PODSTrainer(GRPOTrainer):
             completion_ids = self.prompt_once(prompt_ids, monitor)
             if completion_ids is not None:
                 return completion_ids, None
-        return super()._generate_single_turn(
-            prompt_ids, images, multimodal_fields, num_generations, has_tool_images
-        )
+        continuous = self.use_transformers_continuous_batching
+        with without_shared_prefix(unwrap(self.model)) if continuous else nullcontext():
+            return super()._generate_single_turn(
+                prompt_ids, images, multimodal_fields, num_generations, has_tool_images
+            )
 
     def _get_per_token_logps_and_entropies(  # type: ignore[no-untyped-def]
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, **options
@@ -280,15 +280,14 @@ class PODSTrainer(GRPOTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.model.training:
-            peak = peak_memory_gib(self.accelerator.device)
-            self._metrics["train"]["memory/peak_gib"] = [peak]
+            self._metrics["train"]["memory/peak_gib"] = [peak_memory_gib(self.accelerator.device)]
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         if self.reference and self.args.should_save:
-            folder = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            self.reference.save(Path(self._get_output_dir(trial=trial)) / folder)
+            folder = Path(self._get_output_dir(trial=trial))
+            self.reference.save(folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
