@@ -248,7 +248,7 @@ def test_a_signal_at_the_end_loses_nothing(
     with monkeypatch.context() as patch:
         if moment == "last step":
             at_call(patch, NUM_STEPS, end)
-        name = {"saving": "_save_model", "evaluating": "_evaluate"}.get(moment)
+        name = {"saving": "save_trained", "evaluating": "_evaluate"}.get(moment)
         if name is not None:
             run = getattr(training, name)
 

@@ -17,6 +17,7 @@ VERBS = {
     "evaluate": "measure a model on a task: accuracy, format, length, with 95 % intervals",
     "view": "write a page of a run's rollouts: rewards, kept or dropped and why",
     "select": "show which rollouts each rule keeps for the rewards in a file",
+    "push": "upload a run's model and its card to the Hugging Face hub",
     "doctor": "say what is installed, what this machine can do, and what is slow and why",
     "completion": "print what a shell needs to complete podsrl's verbs and flags",
 }

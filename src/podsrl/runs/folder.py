@@ -7,7 +7,8 @@ rollouts.jsonl.gz  every sampled rollout, kept or dropped and why (docs/view.md)
 before/, after/  evaluation.json and answers.jsonl of the two evaluations
 result.json      accuracy before and after, seconds per phase, n, m, rule, seed
 curve.png        the learning curve
-model/           the trained model in safetensors
+model/           the trained model in safetensors, and its card (README.md)
+adapter/         what LoRA trained, before it was merged into model/
 """
 
 import json

@@ -21,6 +21,7 @@ from podsrl.runs.boundary import (
     in_words,
 )
 from podsrl.runs.callbacks import MetricsFile, StepProgress, StopAndSave, anyone_stopped
+from podsrl.runs.card import write_cards
 from podsrl.runs.changes import ApplyChanges
 from podsrl.runs.checkpoints import step_of
 from podsrl.runs.claims import held
@@ -41,6 +42,7 @@ from podsrl.runs.json_lines import read_lines
 from podsrl.runs.prepare import Run, check_options, fit_to_task, load_questions, prepare_run
 from podsrl.runs.result import describe, plot_run, result_of
 from podsrl.runs.rollout_log import FILE_NAME, attach_log
+from podsrl.runs.saving import save_trained, trained_model
 from podsrl.runs.stop import Stop
 from podsrl.tasks.prompts import fit_prompts
 from podsrl.trl.trainer import PODSTrainer
@@ -191,25 +193,20 @@ def _finish(
     main, steps = PartialState().is_main_process, trainer.state.global_step
     if run.arguments.save_model:
         with clock.beside("saving"):
-            _save_model(trainer, run.folder / "model", tokenizer)
+            save_trained(run, trainer, tokenizer)
     if not main:
         return {}
     if not run.draws_curve:
         with clock.beside("evaluation"), stop.at_once():
-            _evaluate(run, _trained_model(run, trainer), tokenizer, "after")
+            _evaluate(run, trained_model(run, trainer), tokenizer, "after")
     result = result_of(run, steps, clock)
+    if run.arguments.save_model:
+        write_cards(run, result)
     write_json(run.folder / "result.json", result)
     plot_run(run, steps)
     if run.config.save_strategy == "no":  # it was kept for this end alone
         shutil.rmtree(run.folder / f"checkpoint-{steps}", ignore_errors=True)
     return result
-
-
-def _trained_model(run: Run, trainer: PODSTrainer) -> Any:
-    """What plain transformers loads from the run's model folder; the policy if it has none."""
-    if not run.arguments.save_model:
-        return trainer.accelerator.unwrap_model(trainer.model)
-    return load_model(str(run.folder / "model"), dtype=run.model_config.dtype or "float32")
 
 
 def _model_options(model_config: ModelConfig) -> dict[str, Any]:
@@ -284,16 +281,3 @@ def _evaluate(run: Run, model: Any, tokenizer: Any, when: str) -> None:
     evaluation.save(run.folder / when)
     accuracy = evaluation.summary["accuracy_greedy"]
     run.console.print(f"accuracy {when} training: {describe(accuracy)}")
-
-
-def _save_model(trainer: PODSTrainer, folder: Path, tokenizer: Any) -> None:
-    """Save in safetensors that plain transformers loads; adapters are merged into the weights."""
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if hasattr(model, "merge_and_unload"):
-        if trainer.accelerator.is_main_process:
-            model.merge_and_unload().save_pretrained(folder)
-    else:
-        trainer.save_model(str(folder))
-    if trainer.accelerator.is_main_process:
-        tokenizer.save_pretrained(folder)
-    trainer.accelerator.wait_for_everyone()
