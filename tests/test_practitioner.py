@@ -24,7 +24,7 @@ def digits(completions, answer, **columns):
         rewards.append(share / 2 + text.endswith(right) / 2)
     return rewards
 '''
-COMPARED_SECONDS = 1.5
+COMPARED_SECONDS = 0.4
 
 
 def write_inputs(folder: Path) -> None:
@@ -76,7 +76,7 @@ def test_a_practitioner_needs_no_python_beyond_the_reward(
     figures = json.loads(Path("evaluated/evaluation.json").read_text())
     assert figures["reward_digits"] == pytest.approx(result["after"]["reward_digits"])
 
-    set_in(comparison, seeds=2, training_seconds=COMPARED_SECONDS, evaluate_every_seconds=0.75)
+    set_in(comparison, seeds=2, training_seconds=COMPARED_SECONDS, evaluate_every_seconds=0.2)
     assert main(["compare", str(comparison)]) == 0
     for arm in ("grpo", "pods"):
         for seed in (0, 1):

@@ -66,10 +66,13 @@ def test_the_use_that_the_card_shows_runs(
 
 @pytest.fixture(scope="module")
 def adapted(tiny_folder: str, sums: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run with LoRA that evaluated nothing."""
+    """A finished run with LoRA that evaluated nothing, and whose reward differs at random."""
     folder = tmp_path_factory.mktemp("adapted") / "run"
+    even = "def even(completions, **_):\n    return [len(str(c)) % 2 for c in completions]\n"
+    (folder.parent / "mine.py").write_text(even)
     more = {"use_peft": "true", "lora_r": 4, "beta": 0, "max_steps": 2, "evaluate_limit": 0}
     more |= {"lora_target_modules": "all-linear", "save_strategy": "no"}
+    more |= {"reward_funcs": f"{folder.parent / 'mine.py'}:even"}
     assert main(flags(tiny_folder, sums, folder, **more)) == 0
     return folder
 
