@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from helpers.tiny_runs import learned, rows_of, same_model
 from podsrl.cli.compare import main
 from podsrl.compare.comparison import load_comparison
+from podsrl.runs.evaluations import CURVE
 
 ROOT = Path(__file__).resolve().parents[2]
 KEYS = {
@@ -73,6 +75,53 @@ def test_two_arms_of_one_seed(
     times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/*/*/result.json")}
     assert main([str(comparison)]) == 0
     assert times == {path: path.stat().st_mtime_ns for path in times}
+
+
+@pytest.mark.slow
+def test_by_steps_the_same_arm_and_seed_learns_the_same_to_the_bit(
+    comparison: Path, tmp_path: Path
+) -> None:
+    content = yaml.safe_load(comparison.read_text())
+    for name in ("training_seconds", "evaluate_every_seconds"):
+        del content[name]
+    content |= {"budget": "steps", "max_steps": 5, "evaluate_every_steps": 2, "seeds": [3]}
+    content["arms"]["pods"] = {"learning_rate": 1e-2}
+    # Lengths differ within a group, so what is learned depends on every draw.
+    (tmp_path / "own.py").write_text(
+        "def length(completions, **_):\n    return [len(str(each)) / 10 for each in completions]\n"
+    )
+    content["recipe"] |= {"save_model": True, "beta": 0.1, "reward_funcs": ["own.py:length"]}
+    folders = []
+    for name, arms in (("one", []), ("other", ["--arms", "pods"])):
+        content["output_dir"] = str(tmp_path / name)
+        comparison.write_text(yaml.safe_dump(content))
+        assert main([str(comparison), *arms]) == 0
+        folders.append(tmp_path / name / "pods" / "seed-3")
+    grpo = tmp_path / "one" / "grpo" / "seed-3"
+    for folder in (grpo, *folders):
+        rows = rows_of(folder, CURVE)
+        assert [row["step"] for row in rows] == [0, 2, 4, 5]
+        assert all(set(row) == KEYS and row["mark_seconds"] is None for row in rows)
+        assert 0 < rows[1]["training_seconds"] < rows[-1]["training_seconds"]
+        assert json.loads((folder / "result.json").read_text())["steps"] == 5
+    one, other = (
+        [{key: row[key] for key in KEYS if "seconds" not in key} for row in rows_of(f, CURVE)]
+        for f in folders
+    )
+    assert one == other and learned(folders[0]) == learned(folders[1])
+    assert same_model(folders[0] / "model", folders[1] / "model")
+    assert not same_model(folders[0] / "model", grpo / "model")
+
+
+def test_dry_run_of_steps(comparison: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = yaml.safe_load(comparison.read_text())
+    for name in ("training_seconds", "evaluate_every_seconds"):
+        del content[name]
+    comparison.write_text(yaml.safe_dump(content | {"budget": "steps", "max_steps": 300}))
+    assert main([str(comparison), "--dry_run"]) == 0
+    text = capsys.readouterr().out
+    assert "300 optimizer steps per run" in text
+    assert "2 of 2 runs to do: 600 optimizer steps, evaluating" in text
 
 
 def test_dry_run_lists_the_runs_and_writes_nothing(

@@ -86,7 +86,7 @@ def test_defaults(load: Any) -> None:
     comparison = load(
         arms=["pods", "grpo"], seeds=None, evaluate_every_seconds=None, output_dir=None
     )
-    assert comparison.seeds == tuple(range(8)) and comparison.evaluate_every_seconds == 15.0
+    assert comparison.seeds == tuple(range(8)) and comparison.budget.every == 15.0
     assert comparison.baseline == "grpo" and comparison.output_dir == Path("runs/file")
 
 
@@ -98,6 +98,49 @@ def test_a_recipe_file_without_what_the_comparison_sets(
     settings = load(recipe="base.yaml").runs()[0].settings
     assert "max_steps" not in settings and settings["seed"] == 0
     assert settings["output_dir"].endswith("out/grpo/seed-0")
+
+
+def by_steps(**changes: Any) -> dict[str, Any]:
+    none = {"training_seconds": None, "evaluate_every_seconds": None}
+    return {**none, "budget": "steps", "max_steps": 10, **changes}
+
+
+def test_a_budget_of_steps(load: Any, tmp_path: Path) -> None:
+    comparison = load(**by_steps(evaluate_every_steps=4, seeds=[7, 3]))
+    assert str(comparison.budget) == "10 optimizer steps"
+    settings = [run.settings for run in comparison.runs(["pods"])]
+    assert [each["seed"] for each in settings] == [7, 3]
+    for each in settings:
+        assert each["max_steps"] == 10 and each["evaluate_every_steps"] == 4
+        assert not {"training_seconds", "evaluate_every_seconds"} & set(each)
+    write_comparison(comparison)
+    content = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert [content[name] for name in ("budget", "max_steps", "evaluate_every_steps")] == [
+        *("steps", 10, 4)
+    ]
+    assert "training_seconds" not in content
+    write_comparison(load(**by_steps(evaluate_every_steps=4, seeds=[7, 3, 8])))
+    with pytest.raises(ValueError, match=r"evaluate_every_steps is 3, but .* was begun with 4"):
+        write_comparison(load(**by_steps(seeds=[7, 3])))  # 10 / 4, rounded up
+    with pytest.raises(ValueError, match=r"budget is 'seconds', but .* was begun with 'steps'"):
+        write_comparison(load())
+
+
+def test_a_folder_from_before_there_were_budgets_goes_on(load: Any, tmp_path: Path) -> None:
+    write_comparison(load())
+    path = tmp_path / "out" / "comparison.json"
+    old = json.loads(path.read_text())
+    assert old.pop("budget") == "seconds"
+    path.write_text(json.dumps(old))
+    write_comparison(load(seeds=3))
+    assert json.loads(path.read_text())["seeds"] == [0, 1, 2]
+
+
+def test_learning_rates_may_follow_known_steps_and_arms_may_pool_their_budget(load: Any) -> None:
+    arms = {"grpo": {}, "mine": {"lr_scheduler_type": "cosine", "budget": "pooled"}}
+    settings = load(**by_steps(arms=arms)).runs()[1].settings
+    assert settings["budget"] == "pooled" and settings["lr_scheduler_type"] == "cosine"
+    assert settings["max_steps"] == 10
 
 
 @pytest.mark.parametrize(
@@ -113,6 +156,8 @@ def test_a_recipe_file_without_what_the_comparison_sets(
         ({"arms": {"a": {"preset": "x"}}}, "arm a: preset is 'x'"),
         ({"arms": {"a": {"seed": 1}}}, "arm a sets seed"),
         ({"arms": {"a": {"max_steps": 1}}}, "arm a sets max_steps"),
+        ({"arms": {"a": {"evaluate_every_steps": 1}}}, "arm a sets evaluate_every_steps"),
+        ({"arms": {"a": {"budget": "steps"}}}, "arm a: budget is 'steps'; choose one of per_"),
         ({"arms": {"grpo-ga": {"num_rollouts": 6}}}, "arm grpo-ga: gradient_accumulation_steps"),
         ({"arms": {"a": {"lr_scheduler_type": "cosine"}}}, "arm a: lr_scheduler_type is cosine"),
         ({"arms": {"a": {"model": "./none"}}}, "arm a: model folder ./none does not exist"),
@@ -122,6 +167,21 @@ def test_a_recipe_file_without_what_the_comparison_sets(
         ({"training_seconds": None}, "training_seconds is None"),
         ({"training_seconds": "1m"}, "training_seconds is '1m'"),
         ({"evaluate_every_seconds": -5}, "evaluate_every_seconds is -5"),
+        ({"budget": "epochs"}, "budget is 'epochs': a comparison's is seconds or steps"),
+        ({"budget": "pooled"}, "an arm, as in arms: {mine: {budget: pooled}}"),
+        (
+            {"max_steps": 10},
+            "max_steps goes with budget: steps, but the comparison's budget is seconds: give "
+            "training_seconds and evaluate_every_seconds, or write budget: steps",
+        ),
+        (
+            {"budget": "steps", "max_steps": 10},
+            "training_seconds goes with budget: seconds, but the comparison's budget is steps: "
+            "give max_steps and evaluate_every_steps, or write budget: seconds",
+        ),
+        (by_steps(max_steps=None), "max_steps is None: give a whole number of steps"),
+        (by_steps(max_steps=2.5), "max_steps is 2.5"),
+        (by_steps(evaluate_every_steps=0), "evaluate_every_steps is 0"),
         ({"baseline": "none"}, "baseline is none: the comparison has grpo, grpo-ga, pods"),
         ({"recipe": "none.yaml"}, "recipe none.yaml does not exist"),
         ({"recipe": {"seed": 3}}, "recipe sets seed"),

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from helpers.tiny_runs import same_model
 from podsrl.cli.train import main
 from podsrl.evaluate import Answer, Evaluation, summarise
 from podsrl.runs.evaluations import (
@@ -154,6 +156,44 @@ def test_evaluating_changes_nothing_in_training(
     assert result["after"]["accuracy_greedy"]["value"] == rows[-1]["accuracy"]
     assert result["seconds"]["training"] == pytest.approx(rows[-1]["training_seconds"])
     assert 0 < result["seconds"]["evaluation"] < result["seconds"]["wall"]
+
+
+def test_evaluating_by_steps_changes_nothing_in_training(
+    tiny_folder: str, questions: Path, tmp_path: Path
+) -> None:
+    plain = train(tiny_folder, tmp_path / "plain", questions, evaluate_limit=0)
+    curve = train(tiny_folder, tmp_path / "curve", questions, evaluate_every_steps=2)
+    assert same_model(plain / "model", curve / "model")
+    assert not same_model(Path(tiny_folder), plain / "model")
+    rows = read_curve(curve)
+    assert [row["step"] for row in rows] == [0, 2, 3]  # before the first, after the 2nd and last
+    assert [row["mark_seconds"] for row in rows] == [None] * 3
+    seconds = [row["training_seconds"] for row in rows]
+    assert seconds[0] == 0.0 < seconds[1] < seconds[2]
+    assert rows[0]["reward"] is None and rows[-1]["reward"] is not None
+    result = json.loads((curve / "result.json").read_text())
+    assert result["steps"] == 3
+    assert result["before"]["accuracy_greedy"]["value"] == rows[0]["accuracy"]
+    assert result["after"]["accuracy_greedy"]["value"] == rows[-1]["accuracy"]
+
+
+def test_a_run_resumed_between_two_evaluations_has_the_same_curve(
+    tiny_folder: str, questions: Path, tmp_path: Path
+) -> None:
+    more = {"evaluate_every_steps": 3, "save_model": "false", "max_steps": 7}
+    whole = train(tiny_folder, tmp_path / "whole", questions, **more)
+    saving = {"save_strategy": "steps", "save_steps": 2}
+    folder = train(tiny_folder, tmp_path / "part", questions, **more, **saving)
+    for name in ("checkpoint-6", "checkpoint-7", "after"):
+        shutil.rmtree(folder / name)
+    (folder / "result.json").unlink()
+    train(tiny_folder, folder, questions, **more, resume="true")  # from step 4
+    curves = [
+        [{key: row[key] for key in row if "seconds" not in key} for row in read_curve(found)]
+        for found in (whole, folder)
+    ]
+    assert [row["step"] for row in curves[0]] == [0, 3, 6, 7]
+    assert curves[0] == curves[1]
 
 
 def test_a_resumed_run_keeps_its_clock_and_its_curve(

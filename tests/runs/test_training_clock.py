@@ -100,9 +100,17 @@ def test_seconds_must_be_above_zero(name: str, value: float) -> None:
         ClockArguments(**{name: value})
 
 
+def test_evaluating_by_steps_or_by_seconds() -> None:
+    with pytest.raises(ValueError, match="evaluate_every_steps is 0: it must be at least 1"):
+        ClockArguments(evaluate_every_steps=0)
+    with pytest.raises(ValueError, match="evaluate_every_seconds 9: leave one of them out"):
+        ClockArguments(evaluate_every_steps=5, evaluate_every_seconds=9.0)
+
+
 def options(**changes: Any) -> tuple[Any, Any]:
     config = {"lr_scheduler_type": "constant", "warmup_steps": 0, "max_steps": -1}
     arguments = {"evaluate_every_seconds": 5.0, "evaluate_limit": 8, "training_seconds": 60.0}
+    arguments["evaluate_every_steps"] = None
     for name, value in changes.items():
         (config if name in config else arguments)[name] = value
     return SimpleNamespace(**arguments), SimpleNamespace(**config)
@@ -113,7 +121,11 @@ def options(**changes: Any) -> tuple[Any, Any]:
     [
         ({"lr_scheduler_type": "linear"}, "lr_scheduler_type is linear"),
         ({"warmup_steps": 0.1}, "warmup_steps is 0.1"),
-        ({"evaluate_limit": 0}, "evaluate_limit is 0"),
+        ({"evaluate_limit": 0}, "evaluate_limit is 0, but evaluate_every_seconds asks"),
+        (
+            {"evaluate_limit": 0, "evaluate_every_seconds": None, "evaluate_every_steps": 3},
+            "evaluate_limit is 0, but evaluate_every_steps asks",
+        ),
     ],
 )
 def test_what_does_not_go_with_a_clock_is_refused(changes: dict[str, Any], words: str) -> None:

@@ -10,8 +10,8 @@ from podsrl.cli.parser import VerbParser, errors_in_one_line
 if TYPE_CHECKING:
     from podsrl.compare.comparison import Comparison, PlannedRun
 
-DESCRIPTION = """Train every arm of a comparison with every seed for the same seconds of training,
-and evaluate all of them on the same held-out questions at equal training seconds."""
+DESCRIPTION = """Train every arm of a comparison with every seed for the same seconds of training or
+the same optimizer steps, and evaluate all of them on the same held-out questions on the way."""
 EXAMPLES = """A comparison is a YAML file:
 
   recipe: recipes/arithmetic-smollm2.yaml     # or a mapping: what all arms have in common
@@ -24,6 +24,12 @@ EXAMPLES = """A comparison is a YAML file:
   training_seconds: 120                       # per run: sampling, rewards, selection, update
   evaluate_every_seconds: 30
   output_dir: runs/arithmetic-comparison
+
+or, in place of the seconds, steps, which repeat to the bit whatever else the machine does:
+
+  budget: steps
+  max_steps: 200                              # per run
+  evaluate_every_steps: 20
 
 examples:
   podsrl compare recipes/compare-arithmetic.yaml --dry_run    the list of runs, and how long
@@ -109,10 +115,11 @@ def _print_plan(comparison: "Comparison", runs: "list[PlannedRun]", console) -> 
     for run, state in zip(runs, states, strict=True):
         console.print(f"  {run.folder}  {state}", soft_wrap=True)
     left = sum(state in ("to do", "half done") for state in states)
-    minutes = left * comparison.training_seconds / 60
+    total = f"{left * comparison.budget.end:g} optimizer steps"
+    if comparison.budget.unit == "seconds":
+        total = f"{left * comparison.budget.end / 60:.1f} minutes of training on one device"
     console.print(
-        f"{left} of {len(runs)} runs to do: {minutes:.1f} minutes of training on one device, "
-        "evaluating and loading not counted",
+        f"{left} of {len(runs)} runs to do: {total}, evaluating and loading not counted",
         soft_wrap=True,
     )
 

@@ -70,6 +70,7 @@ when it ends, and what is measured and written
   --max_steps STEPS       optimizer steps
   --training_seconds S    stop after S seconds of training (not evaluating, saving, loading)
   --evaluate_every_seconds S   evaluate whenever S more seconds were trained, into curve.jsonl
+  --evaluate_every_steps K     the same before the first step, after every K, and after the last
   --evaluate_limit K      held-out questions of the evaluation before and after (default 256)
   --evaluate_samples K    sampled answers per held-out question, besides the greedy (default 0)
   --output_dir FOLDER     the run folder; a number is added if it holds a run already

@@ -1,1 +1,1 @@
-"""Arms against each other at equal training time, seed by seed."""
+"""Arms against each other at equal training time or equal steps, seed by seed."""

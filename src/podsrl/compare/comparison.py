@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from podsrl.compare.budget import FIELDS as BUDGET_FIELDS
+from podsrl.compare.budget import Budget, read_budget
 from podsrl.compare.presets import (
     OWN_SETTINGS,
     PRESETS,
@@ -22,8 +24,8 @@ FIELDS = (
     "recipe",
     "arms",
     "seeds",
-    "training_seconds",
-    "evaluate_every_seconds",
+    "budget",
+    *(name for names in BUDGET_FIELDS.values() for name in names),
     "output_dir",
     "baseline",
 )
@@ -39,7 +41,6 @@ DEFAULT_SEEDS = 8
 LONGEST_NAME = 100
 # What else is in the folder of a comparison.
 TAKEN_NAMES = ("comparison.json", "report")
-MARKS_PER_RUN = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,14 +60,13 @@ class PlannedRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Arms, seeds and the seconds that each run trains."""
+    """Arms, seeds and what each run may spend."""
 
     output_dir: Path
     arms: dict[str, Settings]
     """Settings of each arm as `podsrl train` takes them, n and m always among them."""
     seeds: tuple[int, ...]
-    training_seconds: float
-    evaluate_every_seconds: float
+    budget: Budget
     baseline: str
 
     def runs(
@@ -95,8 +95,7 @@ class Comparison:
         own = {
             "output_dir": str(folder),
             "seed": seed,
-            "training_seconds": self.training_seconds,
-            "evaluate_every_seconds": self.evaluate_every_seconds,
+            **self.budget.settings,
         }
         return PlannedRun(arm=arm, seed=seed, folder=folder, settings=self.arms[arm] | own)
 
@@ -118,14 +117,11 @@ def load_comparison(path: Path) -> Comparison:
         name: arm_settings(name, beside(changes, path.parent), base)
         for name, changes in _arms(content).items()
     }
-    seconds = _positive(content, "training_seconds")
-    every = content.get("evaluate_every_seconds", seconds / MARKS_PER_RUN)
     comparison = Comparison(
         output_dir=Path(content.get("output_dir") or f"runs/{path.stem}"),
         arms=arms,
         seeds=_seeds(content.get("seeds", DEFAULT_SEEDS)),
-        training_seconds=seconds,
-        evaluate_every_seconds=_positive({"evaluate_every_seconds": every}),
+        budget=read_budget(content),
         baseline=content.get("baseline") or ("grpo" if "grpo" in arms else next(iter(arms))),
     )
     _check_known("baseline", [comparison.baseline], list(arms))
@@ -144,8 +140,8 @@ def write_comparison(comparison: Comparison) -> None:
     content: dict[str, Any] = {
         "arms": comparison.arms,
         "seeds": list(comparison.seeds),
-        "training_seconds": comparison.training_seconds,
-        "evaluate_every_seconds": comparison.evaluate_every_seconds,
+        "budget": comparison.budget.unit,
+        **comparison.budget.settings,
         "baseline": comparison.baseline,
         "task": _common([a.task for a in arguments]),
         "model": _common([a.model for a in arguments]),
@@ -157,7 +153,8 @@ def write_comparison(comparison: Comparison) -> None:
 
 
 def _merged(old: dict[str, Any], new: dict[str, Any], path: Path) -> dict[str, Any]:
-    for name in ("training_seconds", "evaluate_every_seconds"):
+    _check_same("budget", old.get("budget", "seconds"), new["budget"], path)
+    for name in BUDGET_FIELDS[new["budget"]]:
         _check_same(name, old[name], new[name], path)
     for arm in set(old["arms"]) & set(new["arms"]):
         before, after = old["arms"][arm], new["arms"][arm]
@@ -255,13 +252,6 @@ def _seeds(seeds: Any) -> tuple[int, ...]:
     if not whole or not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds is {seeds!r}: give how many, or a list of different numbers")
     return tuple(seeds)
-
-
-def _positive(content: Mapping[str, Any], name: str = "evaluate_every_seconds") -> float:
-    value = content.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise ValueError(f"{name} is {value!r}: give a number of seconds above 0")
-    return float(value)
 
 
 def _common(values: Sequence[Any]) -> Any:

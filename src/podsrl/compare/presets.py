@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from podsrl.compare.budget import FIELDS as BUDGET_FIELDS
 from podsrl.runs.checks import check_names, check_values
 from podsrl.runs.settings import setting_names, setting_types
 from podsrl.trl.config import PODSConfig
@@ -15,9 +16,7 @@ OWN_SETTINGS = (
     "output_dir",
     "seed",
     "data_seed",
-    "training_seconds",
-    "evaluate_every_seconds",
-    "max_steps",
+    *(name for names in BUDGET_FIELDS.values() for name in names),
     "num_train_epochs",
     "resume",
 )

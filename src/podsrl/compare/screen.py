@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
+from podsrl.compare.budget import Budget
 from podsrl.compare.comparison import Comparison, PlannedRun
 from podsrl.compare.queue import Worker, state_of
 from podsrl.runs.evaluations import read_curve
@@ -29,7 +30,7 @@ def work_on(
     0: every run has its result or is with another worker; 1: some failed; 130: stopped.
     """
     print_arms(comparison, console)
-    screen = Screen(runs, comparison.training_seconds, max(1, len(devices or ())), console)
+    screen = Screen(runs, comparison.budget, max(1, len(devices or ())), console)
     environments = [{"CUDA_VISIBLE_DEVICES": device} for device in devices or ()] or [{}]
     workers = [
         Worker(runs, tell=screen.tell, environment=environment, retry_failed=retry_failed)
@@ -74,7 +75,7 @@ def _work(workers: Sequence[Worker], screen: "Screen", console: Console) -> bool
 
 def print_arms(comparison: Comparison, console: Console) -> None:
     """A table of what each arm does."""
-    table = Table(title=f"{comparison.training_seconds:g} s of training per run")
+    table = Table(title=f"{comparison.budget} per run")
     for heading in ("arm", "n", "m", "rule", "settings of its own"):
         table.add_column(heading)
     shared = _shared(list(comparison.arms.values()))
@@ -101,9 +102,9 @@ class Screen:
     """Prints each run as it starts and ends; on a terminal also how far the runs are."""
 
     def __init__(
-        self, runs: Sequence[PlannedRun], budget_seconds: float, num_workers: int, console: Console
+        self, runs: Sequence[PlannedRun], budget: Budget, num_workers: int, console: Console
     ) -> None:
-        self.runs, self.budget_seconds, self.num_workers = runs, budget_seconds, num_workers
+        self.runs, self.budget, self.num_workers = runs, budget, num_workers
         self.console = console
         self.seconds_per_run: list[float] = []
         self.texts: dict[str, str] = {}
@@ -136,7 +137,7 @@ class Screen:
         if event == "failed":
             return f"; see {run.folder / 'log.txt'}"
         if event == "finished":
-            return f", {_latest(run)}; {self._left()}"
+            return f", {self._latest(run)}; {self._left()}"
         return ""
 
     def _left(self) -> str:
@@ -149,13 +150,13 @@ class Screen:
 
     def _show(self, run: PlannedRun) -> None:
         if self.console.is_terminal:
-            self.texts[run.name] = f"{run.name}: {_latest(run)} of {self.budget_seconds:g} s"
+            self.texts[run.name] = f"{run.name}: {self._latest(run)} of {self.budget}"
             self.status.update("   ".join(self.texts.values()))
 
-
-def _latest(run: PlannedRun) -> str:
-    """The last point of the run's curve in words."""
-    rows = read_curve(run.folder)
-    if not rows:
-        return "loading, 0"
-    return f"accuracy {100 * rows[-1]['accuracy']:.1f} % at {rows[-1]['training_seconds']:.0f} s"
+    def _latest(self, run: PlannedRun) -> str:
+        """The last point of the run's curve in words."""
+        rows = read_curve(run.folder)
+        if not rows:
+            return "loading, 0"
+        accuracy = 100 * rows[-1]["accuracy"]
+        return f"accuracy {accuracy:.1f} % at {self.budget.reached(rows[-1])}"

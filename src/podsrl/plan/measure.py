@@ -26,6 +26,7 @@ MEASURING = {
     "evaluate_limit": 0,
     "training_seconds": None,
     "evaluate_every_seconds": None,
+    "evaluate_every_steps": None,
     "save_model": False,
     "save_strategy": "no",
     "logging_steps": 1,

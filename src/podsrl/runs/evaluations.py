@@ -1,8 +1,10 @@
-"""Evaluations at equal training seconds, into curve.jsonl.
+"""Evaluations at equal training seconds, or at equal steps, into curve.jsonl.
 
-One row per mark (0, E, 2E, ..., the budget), measured at the end of the first step past it:
+By seconds one row per mark (0, E, 2E, ..., the budget), measured at the end of the first step past
+it; by steps one row at 0, E, 2E, ... and at the last:
 
-mark_seconds       the mark; null where a run without budget, or at max_steps, ended between marks
+mark_seconds       the mark; null where a run without budget, or at max_steps, ended between marks,
+                   and by steps, where `step` says all
 training_seconds   on the training clock, at that step's end
 step               optimizer steps done
 accuracy, format_rate, both_rate   shares of the held-out questions, greedy; null without format
@@ -29,7 +31,7 @@ from transformers.trainer_callback import ExportableState
 from podsrl.evaluate import Evaluation, evaluate
 from podsrl.runs.clock import TrainingClock
 from podsrl.runs.json_lines import append_lines, keep_until, read_lines
-from podsrl.runs.settings import RunArguments
+from podsrl.runs.settings import EVALUATE_EVERY, RunArguments
 from podsrl.runs.stop import Stop, Stopped
 from podsrl.tasks import Task
 from podsrl.trl.sampling import autocast_dtype, unwrapped_policy
@@ -65,7 +67,7 @@ def untouched_random_state() -> Iterator[None]:
 
 
 class EvaluationCurve(TrainerCallback, ExportableState):
-    """Evaluates the policy at marks of the training clock; training does not notice.
+    """Evaluates the policy at marks of the training clock or at steps; training does not notice.
 
     The weights, the model's mode and all random states are left as they were, and the seconds are
     counted as evaluation. With several processes the main one evaluates and the others wait.
@@ -87,16 +89,15 @@ class EvaluationCurve(TrainerCallback, ExportableState):
         folder: Path,
         stop: Stop | None = None,
     ) -> None:
+        every = {name: getattr(arguments, name) for name in EVALUATE_EVERY}
+        ((name, self.every),) = ((k, v) for k, v in every.items() if v is not None)
         if trainer.is_fsdp_enabled:
-            raise ValueError(
-                "evaluate_every_seconds does not work with FSDP: leave it out, or use DDP or ZeRO"
-            )
-        assert arguments.evaluate_every_seconds is not None
+            raise ValueError(f"{name} does not work with FSDP: leave it out, or use DDP or ZeRO")
+        self.by_steps = name == "evaluate_every_steps"
         self.trainer, self.clock = trainer, clock
         self.task, self.arguments, self.folder = task, arguments, folder
-        self.every: float = arguments.evaluate_every_seconds
         self.stop = stop or Stop()
-        self.measured_seconds = 0.0  # all marks up to here have their row
+        self.measured_seconds, self.measured_steps = 0.0, 0  # all marks up to here have their row
         self.rewards: dict[str, list[float]] = {name: [] for name in REWARDS}
         self._num_seen: dict[str, int] = {}
 
@@ -109,14 +110,15 @@ class EvaluationCurve(TrainerCallback, ExportableState):
             self.rewards = attributes["rewards"]
             seconds = self.clock.seconds["training"]
             self.measured_seconds = attributes.get("measured_seconds", seconds)
+            self.measured_steps = attributes.get("measured_steps", state.global_step)
         if PartialState().is_main_process:
             keep_until(self.folder / CURVE, state.global_step)
         if not state.global_step:
-            self._measure(state, [0.0], "before")
+            self._measure(state, [None if self.by_steps else 0.0], "before")
             return
         has_row, has_answers = self._found(state.global_step)
         if has_row:  # written after the checkpoint was
-            self.measured_seconds = self.clock.seconds["training"]
+            self._now_measured(state)
         ends = self.clock.spent or state.global_step >= state.max_steps
         self._measure_due(state, is_last=ends and not (has_row and has_answers))
 
@@ -140,7 +142,8 @@ class EvaluationCurve(TrainerCallback, ExportableState):
             self._measure_due(state, is_last=True)
 
     def state(self) -> dict[str, Any]:
-        attributes = {"rewards": self.rewards, "measured_seconds": self.measured_seconds}
+        names = ("rewards", "measured_seconds", "measured_steps")
+        attributes = {name: getattr(self, name) for name in names}
         return {"args": {}, "attributes": attributes}
 
     def _found(self, step: int) -> tuple[bool, bool]:
@@ -153,14 +156,21 @@ class EvaluationCurve(TrainerCallback, ExportableState):
 
     def _measure_due(self, state: TrainerState, *, is_last: bool) -> None:
         """Evaluate if marks have been passed since the last row, and where the run ends."""
-        passed = marks_passed(
-            self.measured_seconds,
-            self.clock.seconds["training"],
-            self.every,
-            self.clock.budget_seconds,
-        )
+        passed = self._marks_passed(state)
         if passed or is_last:
             self._measure(state, passed or [None], "after" if is_last else None)
+
+    def _marks_passed(self, state: TrainerState) -> list[float | None]:
+        """The marks since the last row; by steps, None for a row without a mark of the clock."""
+        if self.by_steps:
+            due = marks_passed(self.measured_steps, state.global_step, self.every)
+            return [None] if due else []
+        now, budget = self.clock.seconds["training"], self.clock.budget_seconds
+        return [*marks_passed(self.measured_seconds, now, self.every, budget)]
+
+    def _now_measured(self, state: TrainerState) -> None:
+        self.measured_seconds = self.clock.seconds["training"]
+        self.measured_steps = state.global_step
 
     def _measure(self, state: TrainerState, marks: list[Any], folder: str | None) -> None:
         """Evaluate once, and write a row for each mark that this step has passed."""
@@ -170,7 +180,7 @@ class EvaluationCurve(TrainerCallback, ExportableState):
                 done = self._write(model, state, marks, folder)
             PartialState().wait_for_everyone()
         if done:
-            self.measured_seconds = self.clock.seconds["training"]
+            self._now_measured(state)
             self.rewards = {name: [] for name in REWARDS}
 
     def _write(self, model: Any, state: TrainerState, marks: list[Any], folder: str | None) -> bool:

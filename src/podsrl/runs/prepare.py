@@ -24,7 +24,7 @@ from podsrl.runs.checkpoints import (
 from podsrl.runs.checks import check_output, check_reporters
 from podsrl.runs.claims import Claim, forget_claims, owner, try_claim
 from podsrl.runs.folder import RUN_FILES, read_json, settings_of
-from podsrl.runs.settings import RunArguments, check_clock
+from podsrl.runs.settings import EVALUATE_EVERY, RunArguments, check_clock
 from podsrl.tasks import Task, load_task
 from podsrl.tasks.rewarded import with_rewards
 from podsrl.trl.config import PODSConfig
@@ -56,7 +56,7 @@ class Run:
     @property
     def draws_curve(self) -> bool:
         """Whether training evaluates as it goes, before its first and after its last step too."""
-        return self.arguments.evaluate_every_seconds is not None
+        return any(getattr(self.arguments, name) is not None for name in EVALUATE_EVERY)
 
     @property
     def outlasts_training(self) -> bool:

@@ -21,6 +21,7 @@ from podsrl.trl.config import PODSConfig
 # The others shape the learning rate by max_steps, which a run that ends by the clock never reaches.
 STEADY_SCHEDULERS = ("constant", "constant_with_warmup")
 UNREACHED_MAX_STEPS = 1_000_000
+EVALUATE_EVERY = ("evaluate_every_seconds", "evaluate_every_steps")
 
 
 @dataclass
@@ -31,6 +32,13 @@ class ClockArguments:
         default=None,
         metadata={
             "help": "Evaluate, into curve.jsonl, whenever this many more seconds were trained."
+        },
+    )
+    evaluate_every_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "Evaluate, into curve.jsonl, before the first step, after every so many, and "
+            "after the last."
         },
     )
     training_seconds: float | None = field(
@@ -47,6 +55,14 @@ class ClockArguments:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"{name} is {value}: it must be above 0, or left out")
+        steps = self.evaluate_every_steps
+        if steps is not None and steps < 1:
+            raise ValueError(f"evaluate_every_steps is {steps}: it must be at least 1, or left out")
+        if steps is not None and self.evaluate_every_seconds is not None:
+            raise ValueError(
+                f"evaluate_every_steps is {steps} and evaluate_every_seconds "
+                f"{self.evaluate_every_seconds:g}: leave one of them out"
+            )
 
 
 @dataclass
@@ -156,10 +172,11 @@ def check_clock(arguments: Any, config: Any) -> None:
     Raises `ValueError` for evaluations of no questions, and for a learning rate that follows
     max_steps: two runs would each stand at another place of it when the time is up.
     """
-    if arguments.evaluate_every_seconds is not None and not arguments.evaluate_limit:
+    asking = [name for name in EVALUATE_EVERY if getattr(arguments, name) is not None]
+    if asking and not arguments.evaluate_limit:
         raise ValueError(
-            "evaluate_limit is 0, but evaluate_every_seconds asks for evaluations: set "
-            "evaluate_limit to the number of held-out questions, for example 256"
+            f"evaluate_limit is 0, but {asking[0]} asks for evaluations: set evaluate_limit to "
+            "the number of held-out questions, for example 256"
         )
     if arguments.training_seconds is None:
         return
