@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from podsrl.runs import prepare
+from podsrl.tasks import questions
 
 
 def at_call(
     monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[list[float]], list[float]]
 ) -> None:
     """From now on the first reward of every task passes what it gives at that call to `act`."""
-    load = prepare.load_task
+    load = questions.load_task
 
     def load_faulty(*args: Any, **kwargs: Any) -> Any:
         task = load(*args, **kwargs)
@@ -28,4 +28,4 @@ def at_call(
         faulty.__name__ = function.__name__
         return dataclasses.replace(task, reward_funcs={**task.reward_funcs, name: faulty})
 
-    monkeypatch.setattr(prepare, "load_task", load_faulty)
+    monkeypatch.setattr(questions, "load_task", load_faulty)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from podsrl.cli.parser import VerbParser, errors_in_one_line
+from podsrl.cli.questions import add_question_flags, given
 
 if TYPE_CHECKING:
     from podsrl.compare.comparison import Comparison, PlannedRun
@@ -39,7 +40,8 @@ examples:
 
 Runs go seed by seed, each in a process of its own, into OUTPUT/ARM/seed-S. Finished runs are never
 repeated: start the same command again to go on after Ctrl-C or a crash, or start it several times,
-also on other hosts that share the folder: each run is taken by one of them.
+also on other hosts that share the folder: each run is taken by one of them. Flags of what is asked
+win over the recipe that all arms have in common; what an arm says itself wins over them.
 docs/compare.md has the rest."""
 
 
@@ -52,7 +54,7 @@ def main(argv: list[str] | None) -> int:
     from podsrl.compare.comparison import load_comparison, write_comparison
 
     quieten()
-    comparison = load_comparison(Path(options.file))
+    comparison = load_comparison(Path(options.file), given(options))
     runs = comparison.runs(options.arms, options.seeds)
     if not options.dry_run:
         write_comparison(comparison)
@@ -82,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--devices", type=_names, metavar="0,1", help="one run at a time on each of these GPUs")
     add("--dry_run", action="store_true", help="print the list of runs and start nothing")
     add("--retry_failed", action="store_true", help="run once more what has failed")
+    add_question_flags(parser)
     return parser
 
 

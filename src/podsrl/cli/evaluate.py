@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from podsrl.cli.parser import VerbParser, errors_in_one_line
+from podsrl.cli.questions import add_question_flags, as_trained, given
 from podsrl.models import DEFAULT_MODEL, DTYPES, load_model, load_tokenizer, resolve_model
-from podsrl.plugins import load_plugins
-from podsrl.tasks import TASKS, Task, load_task
+from podsrl.tasks import TASKS, Task
+from podsrl.tasks.questions import QuestionArguments, named_task, prompts_of
 from podsrl.tasks.rewarded import with_rewards
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ examples:
   podsrl evaluate --task gsm8k --data gsm8k_folder --limit 16
   podsrl evaluate --task reasoning_gym:leg_counting --task-argument max_animals=3
 
+Of a model that podsrl train wrote (RUN/model), questions and prompts are those of its run unless
+flags say otherwise.
 The output folder receives evaluation.json (the figures) and answers.jsonl (every answer)."""
 LABELS = {
     "accuracy_greedy": "accuracy, greedy",
@@ -44,8 +47,13 @@ LABELS = {
 def main(argv: list[str] | None) -> int:
     """Evaluate, print the table, write the files; 2 with one line on a mistake in the options."""
     options = build_parser().parse_args(argv)
-    task, output = check(options)
+    questions, note = as_trained(options.model, _settings(options))
+    arguments = QuestionArguments(**questions)
+    task, output = check(options, arguments)
+    if note:
+        print(note)
     evaluation = _run(options, task)
+    evaluation.settings.update(prompts_of(arguments))
     evaluation.save(output)
     _print_table(evaluation, output)
     return 0
@@ -55,11 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the verb."""
     parser = VerbParser("evaluate", description=DESCRIPTION, epilog=EXAMPLES)
     add = parser.add_argument
-    add("--task", default="arithmetic", help="what to answer (default: %(default)s)")
     add("--model", default=DEFAULT_MODEL, help="hub id, folder, or %(default)s (the default)")
-    add("--data", metavar="PATH", help="local folder or file in place of the hub's data set")
-    add("--reward-funcs", nargs="+", metavar="REWARD", help="also average these: FILE.py:FUNCTION")
-    add("--plugins", nargs="+", metavar="FILE", help="your files or modules that add tasks")
     add("--split", default="test", choices=("train", "test"), help="default: %(default)s")
     add("--limit", type=int, default=256, help="problems; 0 means all (default: %(default)s)")
     add("--samples", type=int, default=0, metavar="K", help="sampled answers per problem")
@@ -77,10 +81,19 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="an option of the task, such as num_test=512; may be repeated",
     )
+    add_question_flags(parser, "task_arguments")
     return parser
 
 
-def check(options: argparse.Namespace) -> tuple[Task, Path]:
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The flags that say what is asked, --task-argument among them."""
+    found = given(options)
+    if options.task_argument:
+        found["task_arguments"] = dict(_parse_argument(text) for text in options.task_argument)
+    return found
+
+
+def check(options: argparse.Namespace, questions: QuestionArguments) -> tuple[Task, Path]:
     """Return the task and the output folder, everything checked that can be without the model.
 
     Raises: ValueError naming the option's value and the remedy.
@@ -97,11 +110,9 @@ def check(options: argparse.Namespace) -> tuple[Task, Path]:
     )
     _device(options.device)
     resolve_model(options.model)
-    arguments = dict(_parse_argument(text) for text in options.task_argument)
-    load_plugins(options.plugins or ())
-    task = load_task(options.task, data=options.data, seed=options.seed, **arguments)
-    task = with_rewards(task, options.reward_funcs, task.rows(options.split, 1))
-    return task, _output_folder(options)
+    task = named_task(questions, seed=options.seed)
+    task = with_rewards(task, questions.reward_funcs, task.rows(options.split, 1))
+    return task, _output_folder(options.output, questions.task)
 
 
 def _run(options: argparse.Namespace, task: Task) -> "Evaluation":
@@ -157,12 +168,12 @@ def _parse_argument(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def _output_folder(options: argparse.Namespace) -> Path:
-    if options.output:
-        folder = Path(options.output)
+def _output_folder(output: str | None, task: str) -> Path:
+    if output:
+        folder = Path(output)
     else:
-        task = options.task.replace(":", "-").replace("/", "-")
-        folder = Path("runs") / f"evaluate-{task}-{time.strftime('%Y%m%d-%H%M%S')}"
+        plain = task.replace(":", "-").replace("/", "-")
+        folder = Path("runs") / f"evaluate-{plain}-{time.strftime('%Y%m%d-%H%M%S')}"
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--output {folder} is a file: name a folder")
     return folder

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from podsrl.cli.flags import read_recipe
 from podsrl.cli.parser import VerbParser, errors_in_one_line
+from podsrl.cli.questions import add_question_flags, given
 from podsrl.extras import need
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ EXAMPLES = """examples:
 
 Real training steps are run, with a learning rate of 0, at three pairs (n, m) in turn; nothing of
 them is kept but the times. plan/plan.json holds points, fit, pilot and proposal, plan/recipe.yaml
-is the recipe to train with. docs/plan.md says how the proposal is made."""
+is the recipe to train with; flags of what is asked win over the recipe and go into it. docs/plan.md
+says how the proposal is made."""
 
 FIGURES = (".png", ".svg", ".pdf")
 
@@ -43,7 +45,7 @@ def main(argv: list[str] | None) -> int:
     """
     options = _parser().parse_args(argv)
     _check_pilot(options)
-    recipe_settings = read_recipe(Path(options.recipe))
+    recipe_settings = read_recipe(Path(options.recipe)) | given(options)
     from rich.console import Console
 
     from podsrl.cli.train import quieten
@@ -91,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--check", action="store_true", help="measure three other pairs against the prediction"
     )
+    add_question_flags(parser)
     return parser
 
 

@@ -30,6 +30,10 @@ what is learned
                           jsonl:<path>
   --task_arguments JSON   options of the task, such as '{"num_test": 512}'
   --data PATH             the task's data from local files instead of the hub
+  --system_prompt TEXT    system message of every prompt, instead of the task's; '' for none
+  --prompt_template TEXT  what is asked, columns of the data in braces: '{question} Be brief.'
+  --answer_format HOW     where the answer stands: tags (most tasks' default) or number, the last
+  --answer_column NAME    column of your data with the right answer (default: answer)
   --reward_funcs R ...    rewards instead of the task's: its own by name (correctness), yours as
                           my_reward.py:closeness or my.module:closeness; --reward_weights W ...
   --plugins FILE ...      your files or modules that add rules, estimators, objectives or tasks

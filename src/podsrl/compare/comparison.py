@@ -1,7 +1,7 @@
 """A comparison: arms that differ in some settings, each run with the same seeds and budget."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from podsrl.runs.checks import check_names, read_yaml
 from podsrl.runs.folder import device_name, read_json, versions, write_json
 from podsrl.runs.settings import parse_settings
 from podsrl.runs.training import check_options, fit_to_task, load_questions
+from podsrl.tasks.questions import QuestionArguments
 
 FIELDS = (
     "recipe",
@@ -30,12 +31,9 @@ FIELDS = (
     "baseline",
 )
 QUESTION_SETTINGS = (
-    "task",
-    "task_arguments",
-    "data",
+    *(each.name for each in fields(QuestionArguments)),
     "train_limit",
     "evaluate_limit",
-    "reward_funcs",
 )
 DEFAULT_SEEDS = 8
 LONGEST_NAME = 100
@@ -100,8 +98,10 @@ class Comparison:
         return PlannedRun(arm=arm, seed=seed, folder=folder, settings=self.arms[arm] | own)
 
 
-def load_comparison(path: Path) -> Comparison:
+def load_comparison(path: Path, changes: Mapping[str, Any] | None = None) -> Comparison:
     """Read and check a comparison file; see docs/compare.md for its fields.
+
+    changes: settings that win over those of its recipe.
 
     Every arm's settings, task, data and model name are checked as `podsrl train` checks them;
     nothing is loaded or written.
@@ -112,10 +112,10 @@ def load_comparison(path: Path) -> Comparison:
         raise ValueError(f"comparison {path} does not exist: give a YAML file")
     content = read_yaml(path)
     check_names("field", content, FIELDS, "see docs/compare.md")
-    base = _recipe(content.get("recipe") or {}, path.parent)
+    base = _recipe(content.get("recipe") or {}, path.parent) | dict(changes or {})
     arms = {
-        name: arm_settings(name, beside(changes, path.parent), base)
-        for name, changes in _arms(content).items()
+        name: arm_settings(name, beside(own, path.parent), base)
+        for name, own in _arms(content).items()
     }
     comparison = Comparison(
         output_dir=Path(content.get("output_dir") or f"runs/{path.stem}"),

@@ -25,7 +25,8 @@ from podsrl.runs.checks import check_output, check_reporters
 from podsrl.runs.claims import Claim, forget_claims, owner, try_claim
 from podsrl.runs.folder import RUN_FILES, read_json, settings_of
 from podsrl.runs.settings import EVALUATE_EVERY, RunArguments, check_clock
-from podsrl.tasks import Task, load_task
+from podsrl.tasks import Task
+from podsrl.tasks.questions import named_task
 from podsrl.tasks.rewarded import with_rewards
 from podsrl.trl.config import PODSConfig
 
@@ -148,9 +149,7 @@ def load_questions(arguments: RunArguments, seed: int) -> tuple[Task, list[dict[
     Raises `ValueError` for a task, option or data that is not there, and for a reward function
     that fails.
     """
-    options = arguments.task_arguments or {}
-    assert isinstance(options, dict)
-    task = load_task(arguments.task, data=arguments.data, seed=seed, **options)
+    task = named_task(arguments, seed=seed)
     rows = task.rows("train", arguments.train_limit)
     task = with_rewards(task, arguments.reward_funcs, rows)
     if arguments.evaluate_limit:

@@ -1,7 +1,6 @@
 """What a run is told: its own settings, and the parser of all, from flags or a mapping."""
 
 import functools
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -16,6 +15,7 @@ from podsrl.runs.checks import check_names, check_values
 from podsrl.runs.rollout_log import DEFAULT_LIMIT_MIB, MODES
 from podsrl.runs.words import check_words
 from podsrl.tasks.prompts import LONG_PROMPTS
+from podsrl.tasks.questions import QuestionArguments
 from podsrl.trl.config import PODSConfig
 
 # The others shape the learning rate by max_steps, which a run that ends by the clock never reaches.
@@ -66,33 +66,9 @@ class ClockArguments:
 
 
 @dataclass
-class RunArguments(ClockArguments):
+class RunArguments(ClockArguments, QuestionArguments):
     """What a run needs besides PODSConfig and the model's own options."""
 
-    task: str = field(
-        default="arithmetic",
-        metadata={"help": "arithmetic, gsm8k, math, amc23, reasoning_gym:<name> or jsonl:<path>."},
-    )
-    task_arguments: dict | str | None = field(
-        default=None,
-        metadata={"help": "Options of the task, as a YAML mapping or JSON text."},
-    )
-    reward_funcs: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Rewards instead of the task's: its own by name, and functions of yours as "
-            "FILE.py:FUNCTION or MODULE:FUNCTION."
-        },
-    )
-    plugins: list[str] | None = field(
-        default=None,
-        metadata={
-            "help": "Files or modules of yours that add rules, estimators, objectives or tasks."
-        },
-    )
-    data: str | None = field(
-        default=None, metadata={"help": "Folder or file with the task's data, instead of the hub."}
-    )
     model: str = field(
         default=DEFAULT_MODEL,
         metadata={"help": f"Hub id, local folder, or {DEFAULT_MODEL} (packaged)."},
@@ -141,14 +117,8 @@ class RunArguments(ClockArguments):
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if isinstance(self.task_arguments, str):
-            self.task_arguments = _json("task_arguments", self.task_arguments)
-        if not isinstance(self.task_arguments, dict | None):
-            raise ValueError(
-                f"task_arguments is {self.task_arguments!r}: write a mapping, as in "
-                "--task_arguments '{\"num_test\": 512}'"
-            )
+        ClockArguments.__post_init__(self)
+        QuestionArguments.__post_init__(self)
         self.log_rollouts = str(self.log_rollouts).lower()  # YAML reads true and false as booleans
         if self.log_rollouts not in MODES:
             raise ValueError(
@@ -277,13 +247,6 @@ def parse_settings(settings: Mapping[str, Any]) -> tuple[RunArguments, PODSConfi
 def setting_types() -> dict[str, Any]:
     """The type of each setting, as its dataclass has it."""
     return {name: hint for owner in OWNERS for name, hint in get_type_hints(owner).items()}
-
-
-def _json(name: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{name} is {text!r}, which is not JSON: {error}") from error
 
 
 def _has_fast_bfloat16() -> bool:

@@ -45,6 +45,7 @@ from podsrl.runs.rollout_log import FILE_NAME, attach_log
 from podsrl.runs.saving import save_trained, trained_model
 from podsrl.runs.stop import Stop
 from podsrl.tasks.prompts import fit_prompts
+from podsrl.tasks.questions import prompts_of
 from podsrl.trl.trainer import PODSTrainer
 
 __all__ = [
@@ -232,7 +233,7 @@ def _build_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    about = {"task": run.task.name, "model": run.arguments.model}
+    about = {"task": run.task.name, "model": run.arguments.model, **prompts_of(run.arguments)}
     attach_log(trainer, run.folder, run.arguments.log_rollouts, about=about)
     # In this order: the clock knows the end, the boundary saves it, an evaluation is broken off by
     # a stop, which counts in the same step, and a resumed run finds last that nothing is left.

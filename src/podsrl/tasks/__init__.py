@@ -11,6 +11,7 @@ from podsrl.tasks.gsm8k import gsm8k
 from podsrl.tasks.jsonl import jsonl
 from podsrl.tasks.math import math
 from podsrl.tasks.reasoning_gym import reasoning_gym
+from podsrl.tasks.template import with_prompts
 
 __all__ = ["TASKS", "Task", "load_task"]
 
@@ -26,12 +27,21 @@ TASKS: dict[str, Callable[..., Task]] = {
 NEEDS_DETAIL = {"reasoning_gym": "reasoning_gym:<data set>", "jsonl": "jsonl:<path>"}
 
 
-def load_task(spec: str, *, data: str | None = None, seed: int = 0, **arguments: Any) -> Task:
+def load_task(
+    spec: str,
+    *,
+    data: str | None = None,
+    seed: int = 0,
+    system_prompt: str | None = None,
+    prompt_template: str | None = None,
+    **arguments: Any,
+) -> Task:
     """Return the task that `spec` names; nothing is downloaded before its rows are asked for.
 
     `spec`: arithmetic, gsm8k, math, amc23, reasoning_gym:<data set>, or jsonl:<path>. `data`: local
-    files in place of the hub. `seed`: the train questions of generated tasks. `arguments`: options
-    of the task, for example `num_test=512` of arithmetic.
+    files in place of the hub. `seed`: the train questions of generated tasks. `system_prompt`,
+    `prompt_template`: how its questions are put (`template.with_prompts`). `arguments`: options of
+    the task, for example `num_test=512` of arithmetic.
 
     Raises: ValueError for an unknown task or argument, naming those there are.
 
@@ -43,8 +53,14 @@ def load_task(spec: str, *, data: str | None = None, seed: int = 0, **arguments:
         raise ValueError(f"task is {spec!r}: choose from {', '.join(known)}")
     if bool(detail) != (name in NEEDS_DETAIL):
         raise ValueError(f"task is {spec!r}: write {NEEDS_DETAIL.get(name, name)}")
+    if (
+        prompt_template is not None
+        and "prompt_template" in inspect.signature(TASKS[name]).parameters
+    ):
+        arguments["prompt_template"], prompt_template = prompt_template, None
     _check_arguments(name, arguments)
-    return TASKS[name](*([detail] if detail else []), data=data, seed=seed, **arguments)
+    task = TASKS[name](*([detail] if detail else []), data=data, seed=seed, **arguments)
+    return with_prompts(task, system_prompt=system_prompt, prompt_template=prompt_template)
 
 
 def _check_arguments(name: str, arguments: dict[str, Any]) -> None:

@@ -7,15 +7,24 @@ import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from podsrl.tasks.base import SPLITS, Row
 from podsrl.tasks.record import Record, field
 
+Asked = Callable[[Record], Any]
+"""A record -> what it asks, by which it belongs to train or to test."""
+QUESTIONS = ("prompt", "question", "problem")
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
 TEST_SHARE = 0.1
 
 
-def local_records(data: str, split: str) -> list[Record]:
+def question_field(record: Record) -> Any:
+    """Return the record's `prompt`, `question` or `problem`, the first that it has."""
+    return field(record, *QUESTIONS)
+
+
+def local_records(data: str, split: str, *, asked: Asked = question_field) -> list[Record]:
     """Return the records of a split from a folder or a file.
 
     Folder: the files train* or test* in it or below it (.jsonl, .csv or .parquet). File: one whose
@@ -44,7 +53,7 @@ def local_records(data: str, split: str) -> list[Record]:
         )
     records = read_file(path)
     if own_split is None:
-        records = [record for record in records if _hashed_split(record) == split]
+        records = [record for record in records if hashed_split(asked(record)) == split]
     if not records:
         raise ValueError(f"{path} has no {split} records: add records, or give two files")
     return records
@@ -112,6 +121,7 @@ def table_rows(
     data: str | None,
     hub: Callable[[str], list[Record]],
     to_row: Callable[[Record], Row],
+    asked: Asked = question_field,
 ) -> list[Row]:
     """Return a split of a published table, from `data` or else from the hub.
 
@@ -122,7 +132,7 @@ def table_rows(
     """
 
     def load(name: str) -> list[Row]:
-        records = hub(name) if data is None else local_records(data, name)
+        records = hub(name) if data is None else local_records(data, name, asked=asked)
         return [to_row(record) for record in records]
 
     rows = load(split)
@@ -214,7 +224,8 @@ def _parse(line: str, path: Path, number: int) -> Record:
     return Record(record, place)
 
 
-def _hashed_split(record: Record) -> str:
-    text = json.dumps(field(record, "prompt", "question", "problem"), default=str)
+def hashed_split(asked: Any, test_share: float = TEST_SHARE) -> str:
+    """Return "test" for that share of all questions, else "train": by a hash, so for ever."""
+    text = json.dumps(asked, default=str)
     digest = hashlib.sha256(" ".join(text.split()).encode()).digest()
-    return "test" if int.from_bytes(digest[:8]) < TEST_SHARE * 2**64 else "train"
+    return "test" if int.from_bytes(digest[:8]) < test_share * 2**64 else "train"
