@@ -9,7 +9,7 @@ from typing import Any
 from podsrl.rewards.functions import completion_text
 from podsrl.tasks import load_task
 from podsrl.tasks.base import Row
-from podsrl.tasks.jsonl import NO_COLUMNS
+from podsrl.tasks.columns import NO_COLUMNS
 from podsrl.tasks.sources import SUFFIXES, local_path, local_records, question, read_file
 
 QUESTION_NAMES = ("prompt", "question")
