@@ -1,10 +1,16 @@
 """Kept rows travel between processes, and nothing else does."""
 
+import logging
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 
+from helpers.harness import build
+from podsrl import PODSConfig
 from podsrl.trl import exchange
 from podsrl.trl.exchange import Exchange
 
@@ -92,3 +98,42 @@ def test_dropped_rows_do_not_travel(monkeypatch: pytest.MonkeyPatch) -> None:
     assert num_bytes == [[3 * 4, 3 * 3 * 4]] * 2
     both(monkeypatch, "values", [f"row {i}" for i in range(8)])
     assert both.wire.sent == [[["row 1", "row 2", "row 3"]], [["row 6"]]]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("num_processes", "options", "told"),
+    [
+        (8, {"per_device_train_batch_size": 2, "budget": "pooled"}, None),
+        (16, {"per_device_train_batch_size": 4}, None),
+        # 16 x 2 rows of at most 12 tokens of 4 bytes are 1,536 bytes.
+        (
+            16,
+            {"per_device_train_batch_size": 2},
+            "groups straddle .* 32 kept .* 0.0 MiB.* such as 4",
+        ),
+        # 16 x 4 rows of at most 4,096 tokens of 4 bytes are 2^20 bytes.
+        (
+            16,
+            {"per_device_train_batch_size": 4, "budget": "pooled", "max_completion_length": 4096},
+            r"^budget='pooled' moves .* all 64 kept .* up to 1\.0 MiB.* set budget='per_prompt'",
+        ),
+    ],
+)
+def test_what_many_processes_exchange_is_told_once(
+    tiny_folder: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    num_processes: int,
+    options: dict[str, Any],
+    told: str | None,
+) -> None:
+    """The number of processes alone is a stand-in; the trainer is built and nothing is trained."""
+    for owner, name in ((Accelerator, "num_processes"), (PODSConfig, "world_size")):
+        monkeypatch.setattr(owner, name, property(lambda _: num_processes))
+    with caplog.at_level(logging.WARNING, "podsrl"):
+        build(tiny_folder, tmp_path, **options)
+    messages = [record.getMessage() for record in caplog.records if "kept" in record.getMessage()]
+    assert len(messages) == (told is not None)
+    if told:
+        assert re.search(told, messages[0])

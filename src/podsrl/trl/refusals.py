@@ -1,9 +1,11 @@
-"""What arguments and models rule out: one error each, before training, with the remedy.
+"""What arguments, models and processes rule out: one error each, before training, with the remedy.
 
-Settings that rule each other out are found in checks.py, without a model.
+Settings that rule each other out are found in checks.py, without a model. What can be had, at a
+price that grows with the number of processes, is warned of.
 """
 
 import inspect
+import logging
 from typing import Any
 
 from datasets import Dataset
@@ -14,6 +16,11 @@ from trl.trainer.utils import is_async_callable
 from podsrl.packing.log_probs import unwrap
 from podsrl.trl.config import PODSConfig
 from podsrl.trl.sampling import settings_or_why_generate
+
+logger = logging.getLogger(__name__)
+
+# What every process receives grows with their number; within one node it is little.
+MANY_PROCESSES = 8
 
 UNSUPPORTED = {
     "tools": "tool calls",
@@ -85,6 +92,39 @@ def refuse_trainer(host: GRPOTrainer) -> None:
             "refill_constant_groups at 0."
         )
     _refuse_objective(host)
+    if host.accelerator.num_processes > MANY_PROCESSES and host.accelerator.is_main_process:
+        _warn_of_exchange(host.args, host.accelerator.num_processes)
+
+
+def _warn_of_exchange(args: PODSConfig, num_processes: int) -> None:
+    """Say what it costs, and how it is avoided, that kept rollouts travel among many processes."""
+    num_rows, m = args.per_device_train_batch_size * args.steps_per_generation, args.num_generations
+    causes, remedies = [], []
+    if num_rows % m:
+        causes.append(f"groups straddle processes ({num_rows} kept rollouts each, groups of {m})")
+        remedies.append(
+            "make per_device_train_batch_size x steps_per_generation a multiple of "
+            f"num_generations, such as {-(-num_rows // m) * m}"
+        )
+    if args.budget == "pooled":
+        causes.append("budget='pooled' moves kept rollouts between prompts")
+        remedies.append("set budget='per_prompt'")
+    if not causes:
+        return
+    num_all = num_processes * num_rows
+    # As trl/exchange.py sends them: token ids of 4 bytes, and log-probs of 8 where vLLM gives them.
+    bytes_per_token = 12 if args.use_vllm else 4
+    length = args.max_completion_length
+    logger.warning(
+        "%s: each of the %d processes receives all %d kept rollouts of every generation batch, "
+        "their texts and %d bytes for each token%s. To keep them where they were sampled, %s.",
+        " and ".join(causes),
+        num_processes,
+        num_all,
+        bytes_per_token,
+        f", up to {num_all * length * bytes_per_token / 2**20:.1f} MiB" if length else "",
+        " and ".join(remedies),
+    )
 
 
 def _refuse_early_stop_arguments(args: PODSConfig, functions: Any) -> None:
