@@ -1,6 +1,8 @@
-"""Trains under FSDP2 in several gloo processes, and writes what came of it.
+"""Trains under FSDP2 in several gloo processes, and writes what came of it; some cases under DDP.
 
-usage: torchrun ... fsdp_processes.py MODEL_FOLDER OUTPUT_FOLDER CASE ...
+usage: torchrun ... fsdp_processes.py MODEL_FOLDER OUTPUT_FOLDER CASE[=CHECKPOINT] ...
+
+CHECKPOINT: of another launch, to go on from.
 
 Where a run uses the CPU, accelerate 1.15 passes over `fsdp=True` without a word and trains DDP:
 `fsdp_on_cpu` makes it heed the setting, and what is written says which class the model was wrapped
@@ -15,6 +17,8 @@ import torch
 from accelerate import state
 from accelerate.utils import DistributedType
 from peft import LoraConfig
+from torch.distributed.fsdp import FSDPModule
+from transformers import TrainerCallback
 
 from helpers.harness import build, logged, reward_of_hard_questions
 from podsrl.packing import log_probs, serve
@@ -43,12 +47,26 @@ CASES: dict[str, dict[str, Any]] = {
     "rounds": {"sampling_rounds": 4, "num_rollouts": 12, "max_steps": 2},
     "refill": {"refill_constant_groups": 1, "max_steps": 2},
     "lora": {"max_steps": 2},
+    "generate": {"fast_sampling": False, "max_steps": 1},
+    "early": {
+        "early_stop": True,
+        "reward_bounds": [0.0, 1.0],
+        "num_rollouts": 16,
+        "max_completion_length": 48,
+        "max_steps": 2,
+    },
+    # With twice the processes of "whole": half as many rows in each are the same questions.
+    "moved": {"per_device_train_batch_size": 2},
 }
+DDP = "ddp "
+"""Before the name of a case: the weights are copied, not sharded."""
 
 
 def fsdp_on_cpu() -> None:
     """Have accelerate shard on CPUs, too."""
     init, plugins = state.AcceleratorState.__init__, []
+    if init.__name__ == "patched":
+        return
 
     def patched(self: Any, *args: Any, **options: Any) -> None:
         init(self, *args, **options)
@@ -76,16 +94,44 @@ def count_packed() -> list[int]:
     return passes
 
 
-def train(folder: str, output: Path, case: str, passes: list[int]) -> dict[str, Any]:
+def whole_weights(trainer: Any) -> dict[str, torch.Tensor]:
+    """Gathered on the first process; nothing on others, where they are sharded."""
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) or {}
+    return {name: weight.clone() for name, weight in weights.items()}
+
+
+def reshards(model: torch.nn.Module) -> list[bool]:
+    """Which groups of weights are sharded again after a forward pass."""
+    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    groups = [group for each in sharded for group in each._get_fsdp_state()._fsdp_param_groups]
+    return [group.post_forward_mesh_info is not None for group in groups]
+
+
+class WeightsAtStart(TrainerCallback):
+    """The weights with which a run starts or goes on."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer, self.weights = trainer, None
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        if self.weights is None:
+            self.weights = whole_weights(self.trainer)
+
+
+def train(folder: str, output: Path, case: str, checkpoint: str, passes: list[int]) -> dict:
     """Class of the wrapped model, choices, losses and whole weights of one run."""
     passes.clear()
+    options = CASES[case.removeprefix(DDP)]
     trainer = build(
         folder,
-        output / ("whole" if case == "resumed" else case),
+        output / case.replace("resumed", "whole"),
         rewards=[reward_of_hard_questions],
         peft_config=LoraConfig(r=2, target_modules=["q_proj"]) if case == "lora" else None,
-        **{"per_device_train_batch_size": 4, "packed_update": True, **SHARDED, **CASES[case]},
+        **{"per_device_train_batch_size": 4, "packed_update": True, **options},
+        **({} if case.startswith(DDP) else SHARDED),
     )
+    start = WeightsAtStart(trainer)
+    trainer.add_callback(start)
     selections: list[Any] = []
     generate = trainer._generate
 
@@ -95,24 +141,30 @@ def train(folder: str, output: Path, case: str, passes: list[int]) -> dict[str, 
         return handed_on
 
     trainer._generate = spy_generate
-    checkpoint = str(output / "whole" / "checkpoint-2") if case == "resumed" else None
-    trainer.train(resume_from_checkpoint=checkpoint)
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # gathered on the first
+    if case.endswith("resumed"):
+        checkpoint = str(output / case.replace("resumed", "whole") / "checkpoint-2")
+    trainer.train(resume_from_checkpoint=checkpoint or None)
     return {
         "class": type(trainer.model_wrapped).__name__,
+        "generate": trainer.prompt_once.fallback if trainer.prompt_once else "as told",
         "num_packed": len(passes),
         "rewards": [chosen.rewards_PN for chosen, _ in selections],
         "kept": [chosen.kept_PN for chosen, _ in selections],
         "seeds": [seed for _, seed in selections],
         "loss": logged(trainer, "loss"),
-        "weights": {name: weight.clone() for name, weight in (weights or {}).items()},
+        "start": start.weights,
+        "reshards": reshards(trainer.model_wrapped),
+        "weights": whole_weights(trainer),
     }
 
 
 def main(folder: str, output: str, *cases: str) -> None:
-    fsdp_on_cpu()
-    passes = count_packed()
-    found = {case: train(folder, Path(output), case, passes) for case in cases}
+    passes, found = count_packed(), {}
+    for case in sorted(cases, key=lambda case: not case.startswith(DDP)):
+        if not case.startswith(DDP):
+            fsdp_on_cpu()
+        name, _, checkpoint = case.partition("=")
+        found[name] = train(folder, Path(output), name, checkpoint, passes)
     torch.save(found, Path(output, f"found-{torch.distributed.get_rank()}.pt"))
 
 

@@ -9,12 +9,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from helpers.fsdp_processes import SHARDED, fsdp_on_cpu
 from helpers.harness import build
 from helpers.kept_sets import CASES, Case
 from helpers.tiny import text_of
 
 
-def kept_by_trainer(folder: str, output: Path, case: Case, *, num_processes: int) -> dict[str, Any]:
+def kept_by_trainer(
+    folder: str, output: Path, case: Case, *, num_processes: int, **options: Any
+) -> dict[str, Any]:
     """The choice, and of this process the texts sampled and those handed on to the update."""
     num_prompts, n = len(case.rewards), len(case.rewards[0])
     record: dict[str, Any] = {}
@@ -34,6 +37,7 @@ def kept_by_trainer(folder: str, output: Path, case: Case, *, num_processes: int
         num_rollouts=n,
         per_device_train_batch_size=num_prompts * case.num_kept // num_processes,
         max_steps=1,
+        **options,
     )
     generate = trainer._generate
 
@@ -45,15 +49,20 @@ def kept_by_trainer(folder: str, output: Path, case: Case, *, num_processes: int
 
     trainer._generate = spy
     trainer.train()
+    record["class"] = type(trainer.model_wrapped).__name__
     return record
 
 
 def main(folder: str, output: str) -> None:
     rank, num_processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    records = {
-        case.name: kept_by_trainer(folder, Path(output), case, num_processes=num_processes)
-        for case in CASES
-    }
+    records: dict[str, Any] = {"DDP": {}, "FSDP2": {}}
+    for how, options in (("DDP", {}), ("FSDP2", SHARDED)):
+        if how == "FSDP2":
+            fsdp_on_cpu()
+        for case in CASES:
+            records[how][case.name] = kept_by_trainer(
+                folder, Path(output), case, num_processes=num_processes, **options
+            )
     Path(output, f"hosts-{rank}.json").write_text(json.dumps(records))
 
 

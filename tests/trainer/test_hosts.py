@@ -1,7 +1,7 @@
 """The same rewards, the same kept rollouts, in every host: one table, asked of each.
 
-Here select, examples/loop.py, PODSTrainer in 1, 2 and 4 processes and the asynchronous trainer;
-tests/verl/test_hosts.py asks verl's trainer.
+Here select, examples/loop.py, PODSTrainer in 1, 2 and 4 processes, their weights copied (DDP) or
+sharded (FSDP2), and the asynchronous trainer; tests/verl/test_hosts.py asks verl's trainer.
 """
 
 import itertools
@@ -95,8 +95,11 @@ def test_trainer_in_several_processes(tiny_folder: str, tmp_path: Path, num_proc
     records = [
         json.loads((tmp_path / f"hosts-{rank}.json").read_text()) for rank in range(num_processes)
     ]
-    for case in CASES:
-        check_trainer(case, [record[case.name] for record in records])
+    for how, wrapped in (("DDP", "DistributedDataParallel"), ("FSDP2", "FSDPLlamaForCausalLM")):
+        for case in CASES:
+            of_case = [record[how][case.name] for record in records]
+            assert {record["class"] for record in of_case} == {wrapped}
+            check_trainer(case, of_case)
 
 
 def check_trainer(case: Case, records: list[dict[str, Any]]) -> None:

@@ -13,6 +13,7 @@ from trl.models import unwrap_model_for_generation
 from podsrl.sampling.monitor import Monitor
 from podsrl.sampling.sample import sample
 from podsrl.sampling.settings import SamplingSettings, settings_or_reason
+from podsrl.trl.sharded import whole_weights, why_not_whole
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class PromptOnce:
         with (
             unwrapped_policy(self.host) as model,
             self.host._dist.summon_full_params(self.host.model_wrapped, recurse=False),
+            whole_weights(self.host),
         ):
             rollouts = sample(
                 model,
@@ -61,10 +63,11 @@ class PromptOnce:
 
 def settings_or_why_generate(host: GRPOTrainer) -> SamplingSettings | str:
     """What our sampler is to do, or why a run must sample through `generate` instead."""
-    sharded = host.is_deepspeed_enabled and not host.args.ds3_gather_for_generation
-    if host.is_fsdp_enabled or sharded:
+    if host.is_deepspeed_enabled and not host.args.ds3_gather_for_generation:
         # Every step gathers weights from all processes, which end at different steps.
         return "the weights are sharded while sampling"
+    if host.is_fsdp_enabled and (reason := why_not_whole(host)):
+        return reason
     policy = host.accelerator.unwrap_model(host.model)
     return settings_or_reason(policy, host.generation_config)
 
