@@ -126,6 +126,55 @@ def test_a_budget_of_steps(load: Any, tmp_path: Path) -> None:
         write_comparison(load())
 
 
+def predict(folder: Path, name: str = "predictions.json", **changes: Any) -> str:
+    arms = {"pods": {"low": 1.0, "value": 1.2, "high": 1.5}}
+    (folder / name).write_text(json.dumps({"ratio": "time", "arms": arms} | changes))
+    return name
+
+
+def test_predictions_and_share_are_fixed_before_the_runs(load: Any, tmp_path: Path) -> None:
+    predict(tmp_path)
+    comparison = load(share=0.95)
+    assert comparison.predictions == {
+        "ratio": "time",
+        "baseline": "grpo",
+        "arms": {"pods": {"low": 1.0, "value": 1.2, "high": 1.5}},
+    }
+    write_comparison(comparison)
+    content = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert content["predictions"] == comparison.predictions and content["share"] == 0.95
+    write_comparison(load(seeds=4))
+    predict(tmp_path, arms={"pods": {"low": 1.0, "value": 1.3, "high": 1.5}})
+    with pytest.raises(ValueError, match=r"the predictions are others than .* was begun with"):
+        write_comparison(load())
+    named = predict(tmp_path, "mine.json", baseline="grpo-ga")
+    assert load(predictions=named).predictions["baseline"] == "grpo-ga"
+    (tmp_path / "predictions.json").unlink()
+    assert load().predictions is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"ratio": "accuracy"}, "ratio is 'accuracy': choose from time, steps"),
+        ({"ratio": "steps"}, "ratio is steps, but the comparison's budget is seconds"),
+        ({"arms": {"ppo": {}}}, "predicts of ppo: the comparison has grpo, grpo-ga, pods"),
+        ({"baseline": "ppo"}, "predicts of ppo"),
+        ({"arms": {"pods": {"value": 1.2}}}, "pods is {'value': 1.2}: give value, low and high"),
+        ({"arms": {"pods": {"low": 2, "value": 1, "high": 3}}}, "with 0 < low <= value"),
+        ({"arms": [1]}, "has no mapping arms"),
+        ({"arm": {}}, "unknown field of"),
+    ],
+)
+def test_what_is_no_prediction(
+    load: Any, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    predict(tmp_path, **changes)
+    with pytest.raises(ValueError) as error:
+        load()
+    assert words in str(error.value)
+
+
 def test_a_folder_from_before_there_were_budgets_goes_on(load: Any, tmp_path: Path) -> None:
     write_comparison(load())
     path = tmp_path / "out" / "comparison.json"
@@ -182,6 +231,9 @@ def test_learning_rates_may_follow_known_steps_and_arms_may_pool_their_budget(lo
         (by_steps(max_steps=None), "max_steps is None: give a whole number of steps"),
         (by_steps(max_steps=2.5), "max_steps is 2.5"),
         (by_steps(evaluate_every_steps=0), "evaluate_every_steps is 0"),
+        ({"share": 0}, "share is 0: give a number above 0 and at most 1, such as 0.95"),
+        ({"predictions": "none.json"}, "predictions none.json does not exist"),
+        ({"predictions": 3}, "predictions is 3: name a JSON file"),
         ({"baseline": "none"}, "baseline is none: the comparison has grpo, grpo-ga, pods"),
         ({"recipe": "none.yaml"}, "recipe none.yaml does not exist"),
         ({"recipe": {"seed": 3}}, "recipe sets seed"),

@@ -91,6 +91,20 @@ def test_failed_missing_and_unfinished_runs_are_told(tmp_path):
     assert [run.seed for run in comparison.arms["pods"].used] == ["0"]
 
 
+def test_runs_that_have_not_begun_are_one_note_an_arm(tmp_path):
+    rows = {"grpo": ROWS["grpo"], "pods": {0: ROWS["pods"][0]}, "late": {}}
+    write_comparison(tmp_path / "mine", rows)
+    content = json.loads((tmp_path / "mine" / "comparison.json").read_text())
+    content["seeds"] = [0, 1, 2, 3, 7]
+    (tmp_path / "mine" / "comparison.json").write_text(json.dumps(content))
+    (comparison,) = read_comparisons([tmp_path / "mine"])
+    assert comparison.notes == [
+        "grpo, seeds 3, 7: no evaluation yet.",
+        "pods, seeds 1, 2, 3, 7: no evaluation yet.",
+    ]
+    assert "late: no run was evaluated, so it is in no figure." in summarise(comparison)["notes"]
+
+
 def test_an_arm_without_a_finished_run_shows_what_it_has(tmp_path):
     folder = write_comparison(tmp_path / "mine", {"grpo": ROWS["grpo"], "pods": {}})
     write_run(folder / "pods" / "seed-0", [0.2, 0.5], finished=False)
@@ -128,6 +142,16 @@ def test_single_runs_are_arms_by_their_settings(tmp_path):
     curve = curve_of(comparison.arms["max_variance 16/4"], "accuracy")
     assert curve.at_K.tolist() == [0, 6]  # 4 steps of 1.5 s
     assert curve.mean_K.tolist() == pytest.approx([0.2, 0.6])
+
+
+def test_a_setting_that_older_folders_do_not_have_makes_no_arm(tmp_path):
+    folders = [write_single(tmp_path / "a", seed=0), write_single(tmp_path / "b", seed=1)]
+    config = json.loads((folders[1] / "config.json").read_text())
+    config["evaluate_every_steps"] = None
+    (folders[1] / "config.json").write_text(json.dumps(config))
+    (comparison,) = read_comparisons(folders)
+    assert [len(arm.runs) for arm in comparison.arms.values()] == [2]
+    assert comparison.clock == "seconds"
 
 
 def test_arms_that_would_share_a_name_are_named_for_their_folders(tmp_path):

@@ -10,7 +10,8 @@ from podsrl.report.figures import lead_figure, line_figure
 from podsrl.report.read import read_comparisons
 from podsrl.report.sentences import hardware_in_words, in_words
 from podsrl.report.summary import summarise
-from podsrl.report.tables import Cell, Table, in_text, overview, with_bounds
+from podsrl.report.table import Cell, Table, in_text, with_bounds
+from podsrl.report.tables import overview
 from podsrl.report.write import write_report
 from podsrl.runs.folder import read_json, write_json
 
@@ -167,7 +168,7 @@ def test_style_and_template_are_packaged():
 
 def test_bands_of_very_few_runs_are_cut_and_the_caption_says_so():
     def drawn(half: float) -> str:
-        lead = {"seconds": [0.0, 60.0], "value": [0.0, 0.02], "low": [0.0, 0.02 - half]}
+        lead = {"at": [0.0, 60.0], "value": [0.0, 0.02], "low": [0.0, 0.02 - half]}
         lead["high"] = [0.0, 0.02 + half]
         summary = {"arms": {"grpo": {}, "pods": {}}, "baseline": "grpo"}
         summary["against_baseline"] = {"pods": {"lead": lead}}

@@ -30,9 +30,9 @@ def test_the_authors_curves(shared_data: Path, title: str):
     found = summarise(comparison)["against_baseline"][arm]["speed_up"]
     peak = found["peak"]["interpolated"]
     assert round(100 * peak["level"], 2) == level
-    assert peak["baseline_seconds"] == base_hours * 3600
-    assert found["peak"]["grid"]["seconds"] == grid_hours * 3600
-    assert round(peak["seconds"] / 3600, 2) == hours
+    assert peak["baseline_reached"] == base_hours * 3600
+    assert found["peak"]["grid"]["reached"] == grid_hours * 3600
+    assert round(peak["reached"] / 3600, 2) == hours
     assert round(peak["ratio"], 2) == ratio
     assert [peak["ratio_low"], peak["ratio_high"]] == pytest.approx(bounds, abs=0.1)
     assert found["99 % of peak"]["grid"]["ratio"] == 2.0
@@ -47,8 +47,8 @@ def test_numbers_of_a_comparison(tmp_path):
     # Peak of grpo 0.6 at 180 s; pods 0.55 at 60 s, 0.7 at 120 s: 60 + 60 x 0.05 / 0.15 = 80 s.
     summary = summary_of(write_comparison(tmp_path / "mine"))
     peak = summary["against_baseline"]["pods"]["speed_up"]["peak"]
-    assert peak["grid"]["seconds"] == 120
-    assert peak["interpolated"]["seconds"] == pytest.approx(80)
+    assert peak["grid"]["reached"] == 120
+    assert peak["interpolated"]["reached"] == pytest.approx(80)
     assert peak["interpolated"]["ratio"] == pytest.approx(2.25)
     # Window: (0.2 + 0.2 + 0.2) / 3 in every seed.
     window = summary["against_baseline"]["pods"]["differences"]["accuracy"]["window"]
@@ -87,7 +87,7 @@ def test_never_is_said(tmp_path):
     rows = {"grpo": ROWS["grpo"], "pods": {s: [0.2, 0.2, 0.3, 0.3] for s in range(3)}}
     summary = summary_of(write_comparison(tmp_path / "mine", rows))
     peak = summary["against_baseline"]["pods"]["speed_up"]["peak"]["interpolated"]
-    assert peak["seconds"] == "never"
+    assert peak["reached"] == "never"
     assert peak["ratio"] == 0
     assert peak["frac_never"] == 1.0
     assert sentences(summary, MINUTES)[0].startswith(

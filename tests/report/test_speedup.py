@@ -7,15 +7,8 @@ import pytest
 
 from helpers.arms import curve
 from podsrl.report.collapse import collapses
-from podsrl.report.speedup import (
-    band,
-    differences,
-    estimate,
-    final_and_peak,
-    first_reach,
-    lead,
-    speed_up,
-)
+from podsrl.report.differences import band, differences, estimate, final_and_peak, lead
+from podsrl.report.speedup import first_reach, speed_up
 from podsrl.report.summary import fit_step_seconds
 
 
@@ -51,10 +44,10 @@ def test_speed_up_of_one_run_each():
     base, arm = curve([[0.0, 0.2, 0.4, 0.6]]), curve([[0.0, 0.5, 0.7, 0.7]])
     found = speed_up(base, arm, interpolated=False)
     assert found["level"] == 0.6
-    assert (found["baseline_seconds"], found["seconds"], found["ratio"]) == (3.0, 2.0, 1.5)
+    assert (found["baseline_reached"], found["reached"], found["ratio"]) == (3.0, 2.0, 1.5)
     assert found["ratio_low"] is found["frac_never"] is None
     between = speed_up(base, arm, interpolated=True)
-    assert between["seconds"] == pytest.approx(1.5)
+    assert between["reached"] == pytest.approx(1.5)
     assert between["ratio"] == pytest.approx(2.0)
 
 
@@ -62,8 +55,8 @@ def test_share_of_the_peak_moves_both_times():
     # Half of 0.6 is 0.3: baseline at 1.5, arm at 0.6.
     base, arm = curve([[0.0, 0.2, 0.4, 0.6]]), curve([[0.0, 0.5, 0.7, 0.7]])
     found = speed_up(base, arm, share=0.5, interpolated=True)
-    assert found["baseline_seconds"] == pytest.approx(1.5)
-    assert found["seconds"] == pytest.approx(0.6)
+    assert found["baseline_reached"] == pytest.approx(1.5)
+    assert found["reached"] == pytest.approx(0.6)
 
 
 def test_an_arm_against_itself_is_as_fast():
@@ -82,19 +75,20 @@ def test_never_is_a_value_of_the_interval():
     assert found["ratio"] == 1.0  # mean 0.5
     worse = curve([[0.0, 0.0], [0.0, 0.9]])
     found = speed_up(base, worse, interpolated=False)
-    assert (found["seconds"], found["ratio"]) == (math.inf, 0.0)
+    assert (found["reached"], found["ratio"]) == (math.inf, 0.0)
     assert found["frac_never"] == pytest.approx(0.75, abs=0.02)
     assert (found["ratio_low"], found["ratio_high"]) == (0.0, 1.0)
-    assert (found["seconds_low"], found["seconds_high"]) == (1.0, math.inf)
+    assert (found["reached_low"], found["reached_high"]) == (1.0, math.inf)
 
 
-def test_bootstrap_equals_all_resamples_counted_out():
-    # Two runs each: 3 x 3 kinds of draws with weights 1/4, 1/2, 1/4.
+@pytest.mark.parametrize("paired", [True, False])
+def test_bootstrap_equals_all_resamples_counted_out(paired):
+    # Two runs each: 3 x 3 kinds of draws with weights 1/4, 1/2, 1/4; of pairs its diagonal.
     base = curve([[0.0, 0.2, 0.6], [0.0, 0.4, 0.4]])
-    arm = curve([[0.0, 0.5, 0.6], [0.0, 0.3, 0.7]])
+    arm = curve([[0.0, 0.5, 0.6], [0.0, 0.3, 0.7]], seeds=["0", "1"] if paired else ["2", "3"])
     chances = {}
     for i, first in ((0, 0.25), (0.5, 0.5), (1, 0.25)):
-        for j, second in ((0, 0.25), (0.5, 0.5), (1, 0.25)):
+        for j, second in ((i, 1.0),) if paired else ((0, 0.25), (0.5, 0.5), (1, 0.25)):
             b = (1 - i) * base.values_SK[0] + i * base.values_SK[1]
             a = (1 - j) * arm.values_SK[0] + j * arm.values_SK[1]
             ratio = reach(base.at_K, b, b.max(), True) / reach(arm.at_K, a, b.max(), True)
@@ -131,7 +125,7 @@ def test_final_and_peak():
     found = final_and_peak(curve([[0.2, 0.6, 0.4], [0.2, 0.8, 0.5]], every=10.0))
     assert found["final"]["value"] == pytest.approx(0.45)
     assert found["peak"]["value"] == pytest.approx(0.7)
-    assert (found["final_seconds"], found["peak_seconds"]) == (20.0, 10.0)
+    assert (found["final_at"], found["peak_at"]) == (20.0, 10.0)
 
 
 def test_paired_difference_leaves_out_time_zero():
@@ -170,7 +164,7 @@ def test_runs_that_do_not_pair_are_compared_by_welch():
 def test_the_window_ends_where_the_shorter_arm_does():
     base = curve([[0.0, 0.1, 0.2, 0.9]])
     found = differences(base, curve([[0.0, 0.2, 0.4]]))
-    assert found["window"]["until_seconds"] == 2.0
+    assert found["window"]["until"] == 2.0
     assert found["window"]["value"] == pytest.approx(0.15)
 
 
@@ -214,7 +208,7 @@ def test_lead_over_time_by_hand():
     base = curve([[0.2, 0.3, 0.4], [0.2, 0.3, 0.5]])
     arm = curve([[0.2, 0.4, 0.6], [0.2, 0.6, 0.7]])
     found = lead(base, arm)
-    assert found["seconds"] == [0.0, 1.0, 2.0]
+    assert found["at"] == [0.0, 1.0, 2.0]
     assert found["value"] == pytest.approx([0.0, 0.2, 0.2])
     assert found["low"] == pytest.approx([0.0, -1.0706, 0.2], abs=1e-4)
     assert found["high"] == pytest.approx([0.0, 1.4706, 0.2], abs=1e-4)
@@ -222,6 +216,6 @@ def test_lead_over_time_by_hand():
 
 def test_lead_ends_with_the_shorter_arm_and_one_run_has_no_bounds():
     found = lead(curve([[0.2, 0.3, 0.4]]), curve([[0.2, 0.5]], seeds=["7"]))
-    assert found["seconds"] == [0.0, 1.0]
+    assert found["at"] == [0.0, 1.0]
     assert found["value"] == pytest.approx([0.0, 0.2])
     assert found["low"] == found["high"] == [None, None]

@@ -36,6 +36,7 @@ examples:
   podsrl compare recipes/compare-arithmetic.yaml --dry_run    the list of runs, and how long
   podsrl compare recipes/compare-arithmetic.yaml
   podsrl compare recipes/compare-arithmetic.yaml --arms pods --seeds 0,1
+  podsrl compare by-steps.yaml --time_steps                   seconds per step, measured alone
   podsrl compare recipes/compare-arithmetic.yaml --devices 0,1,2,3    one run per GPU
 
 Runs go seed by seed, each in a process of its own, into OUTPUT/ARM/seed-S. Finished runs are never
@@ -56,11 +57,13 @@ def main(argv: list[str] | None) -> int:
     quieten()
     comparison = load_comparison(Path(options.file), given(options))
     runs = comparison.runs(options.arms, options.seeds)
-    if not options.dry_run:
-        write_comparison(comparison)
     from rich.console import Console
 
     console = Console(highlight=False)
+    if options.time_steps:
+        return _time_steps(comparison, runs, console)
+    if not options.dry_run:
+        write_comparison(comparison)
     if options.dry_run:
         _print_plan(comparison, runs, console)
         return 0
@@ -82,7 +85,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--arms", type=_names, metavar="A,B", help="only these arms")
     add("--seeds", type=_numbers, metavar="S,T", help="only these seeds")
     add("--devices", type=_names, metavar="0,1", help="one run at a time on each of these GPUs")
-    add("--dry_run", action="store_true", help="print the list of runs and start nothing")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--dry_run", action="store_true", help="print the list of runs and start nothing"
+    )
+    instead.add_argument(
+        "--time_steps",
+        action="store_true",
+        help="by steps: measure seconds per step, the arms in turn, into seconds_per_step.json",
+    )
     add("--retry_failed", action="store_true", help="run once more what has failed")
     add_question_flags(parser)
     return parser
@@ -107,6 +118,17 @@ def _check_names(path: Path) -> None:
     for name, settings in parts.items():
         if isinstance(settings, dict):
             check_recipe(settings, where=name if name == "recipe" else f"arm {name}")
+
+
+def _time_steps(comparison: "Comparison", runs: "list[PlannedRun]", console) -> int:  # type: ignore[no-untyped-def]
+    from podsrl.compare.step_times import time_steps
+
+    try:
+        time_steps(comparison, runs, console)
+    except KeyboardInterrupt:
+        console.print("stopped; nothing was written")
+        return 130
+    return 0
 
 
 def _print_plan(comparison: "Comparison", runs: "list[PlannedRun]", console) -> None:  # type: ignore[no-untyped-def]

@@ -1,4 +1,4 @@
-"""podsrl report: compare arms at equal training time, on one page."""
+"""podsrl report: compare arms at equal training time or at equal steps, on one page."""
 
 import argparse
 import sys
@@ -6,7 +6,8 @@ from pathlib import Path
 
 from podsrl.cli.parser import VerbParser, errors_in_one_line
 
-DESCRIPTION = """Compare training arms at equal training time: one page with figures and intervals.
+DESCRIPTION = """Compare training arms at equal training time, or at equal optimizer steps: one page
+with figures and intervals.
 
 A PATH is a folder that podsrl compare wrote, a run folder of podsrl train (several are put
 together by their settings), or a CSV of learning curves with the columns setting, run, hours,
@@ -15,6 +16,7 @@ EXAMPLES = """examples:
   podsrl report runs/my-comparison                  writes runs/my-comparison/report/report.html
   podsrl report runs/a runs/b --output report       single runs
   podsrl report curves.csv --baseline 16/16
+  podsrl report runs/my-comparison --share .95         time to 95 % of the baseline's best
   podsrl report runs/my-comparison --collect results/my-comparison
 
 The output folder receives report.html (one file, no network), summary.json (every number) and
@@ -35,7 +37,14 @@ def main(argv: list[str] | None) -> int:
     output = Path(options.output) if options.output else _beside(paths[0])
     if options.collect:
         print(f"collected in {collect(_one_of(paths), Path(options.collect))}")
-    result = write_report(paths, output, baseline=options.baseline)
+    times = options.seconds_per_step
+    result = write_report(
+        paths,
+        output,
+        baseline=options.baseline,
+        share=options.share,
+        seconds_per_step=Path(times) if times else None,
+    )
     for comparison in result["comparisons"]:
         print(in_brief(comparison))
     print(f"written to {output / 'report.html'}")
@@ -48,6 +57,17 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("paths", metavar="PATH", nargs="+", help="comparison folder, run folder, or CSV of curves")
     add("--baseline", metavar="ARM", help="arm to compare with (default: n = m, the smallest n)")
+    add(
+        "--share",
+        type=float,
+        metavar="S",
+        help="measure times to this share of the baseline's best (default: the comparison's, or 1)",
+    )
+    add(
+        "--seconds_per_step",
+        metavar="FILE",
+        help="JSON that turns steps into time (default: seconds_per_step.json of the folder)",
+    )
     add("--output", metavar="FOLDER", help="default: report/ in the folder, or beside the CSV")
     add("--collect", metavar="FOLDER", help="also write comparison.json and runs.jsonl there")
     return parser

@@ -7,6 +7,7 @@ from typing import Any
 
 from podsrl.compare.budget import FIELDS as BUDGET_FIELDS
 from podsrl.compare.budget import Budget, read_budget
+from podsrl.compare.predictions import read_predictions
 from podsrl.compare.presets import (
     OWN_SETTINGS,
     PRESETS,
@@ -15,7 +16,7 @@ from podsrl.compare.presets import (
     check_settings,
 )
 from podsrl.plugins import beside
-from podsrl.runs.checks import check_names, read_yaml
+from podsrl.runs.checks import check_names, check_share, read_yaml
 from podsrl.runs.folder import device_name, read_json, versions, write_json
 from podsrl.runs.settings import parse_settings
 from podsrl.runs.training import check_options, fit_to_task, load_questions
@@ -29,6 +30,8 @@ FIELDS = (
     *(name for names in BUDGET_FIELDS.values() for name in names),
     "output_dir",
     "baseline",
+    "share",
+    "predictions",
 )
 QUESTION_SETTINGS = (
     *(each.name for each in fields(QuestionArguments)),
@@ -66,6 +69,10 @@ class Comparison:
     seeds: tuple[int, ...]
     budget: Budget
     baseline: str
+    share: float = 1.0
+    """Of the baseline's best, the level to which the report measures times."""
+    predictions: dict[str, Any] | None = None
+    """What is predicted of the arms, fixed before they run; see predictions.py."""
 
     def runs(
         self, arms: Sequence[str] | None = None, seeds: Sequence[int] | None = None
@@ -117,14 +124,25 @@ def load_comparison(path: Path, changes: Mapping[str, Any] | None = None) -> Com
         name: arm_settings(name, beside(own, path.parent), base)
         for name, own in _arms(content).items()
     }
+    budget = read_budget(content)
+    baseline = content.get("baseline") or ("grpo" if "grpo" in arms else next(iter(arms)))
+    _check_known("baseline", [baseline], list(arms))
+    check_share("share", content.get("share", 1.0))
     comparison = Comparison(
         output_dir=Path(content.get("output_dir") or f"runs/{path.stem}"),
         arms=arms,
         seeds=_seeds(content.get("seeds", DEFAULT_SEEDS)),
-        budget=read_budget(content),
-        baseline=content.get("baseline") or ("grpo" if "grpo" in arms else next(iter(arms))),
+        budget=budget,
+        baseline=baseline,
+        share=content.get("share", 1.0),
+        predictions=read_predictions(
+            content.get("predictions"),
+            path.parent,
+            arms=list(arms),
+            baseline=baseline,
+            unit=budget.unit,
+        ),
     )
-    _check_known("baseline", [comparison.baseline], list(arms))
     _check_arms(comparison.runs(seeds=comparison.seeds[:1]))
     return comparison
 
@@ -143,6 +161,8 @@ def write_comparison(comparison: Comparison) -> None:
         "budget": comparison.budget.unit,
         **comparison.budget.settings,
         "baseline": comparison.baseline,
+        "share": comparison.share,
+        **({"predictions": comparison.predictions} if comparison.predictions else {}),
         "task": _common([a.task for a in arguments]),
         "model": _common([a.model for a in arguments]),
         "versions": versions(device_name(config.device)),
@@ -156,6 +176,11 @@ def _merged(old: dict[str, Any], new: dict[str, Any], path: Path) -> dict[str, A
     _check_same("budget", old.get("budget", "seconds"), new["budget"], path)
     for name in BUDGET_FIELDS[new["budget"]]:
         _check_same(name, old[name], new[name], path)
+    if old.get("predictions") != new.get("predictions"):
+        raise ValueError(
+            f"the predictions are others than {path} was begun with, and they are made before the "
+            "runs: name another output_dir, or undo the change"
+        )
     for arm in set(old["arms"]) & set(new["arms"]):
         before, after = old["arms"][arm], new["arms"][arm]
         for name in sorted(set(before) | set(after)):

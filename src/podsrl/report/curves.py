@@ -2,7 +2,7 @@
 
 A *comparison* holds arms; an arm holds runs, one per seed; a run holds its evaluations in order
 of training seconds. `podsrl.report.read` fills it. Shares (accuracy, format) are between
-0 and 1, times are seconds.
+0 and 1; times are seconds, or optimizer steps where arms were compared at equal steps.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+from podsrl.runs.step_times import StepTime
 
 Point = dict[str, float | None]
 """One evaluation: `seconds`, `mark` (nominal seconds), `step`, and those of MEASURES it has."""
@@ -27,7 +29,10 @@ PERCENT = ("accuracy", "both_rate", "format_rate", "frac_cut_off")
 """The measures that are shares, for people in percent."""
 
 Unit = tuple[str, float]
-"""A unit of time for people: its name and its seconds."""
+"""A unit of time for people: its name and its seconds; or STEPS."""
+
+STEPS: Unit = ("steps", 1.0)
+"""The unit of comparisons at equal optimizer steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +80,16 @@ class ComparisonCurves:
     """What a reader must know: runs that failed, are missing or were left out."""
     transfer: bool = False
     """Whether the questions are of another data set than the one trained on."""
+    clock: str = "seconds"
+    """What all runs had alike: `seconds` of training, or optimizer `steps`."""
+    share: float = 1.0
+    """Of the baseline's best, the level that times are measured to."""
+    paired: bool = True
+    """Whether runs of the same seed share their prompts, so that a speed-up draws them together."""
+    step_times: dict[str, StepTime] = field(default_factory=dict)
+    """By arm, where known: they turn steps into time."""
+    predictions: dict[str, Any] | None = None
+    """What was predicted before the runs began (docs/compare.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,9 +111,10 @@ def curve_of(arm: Arm, measure: str, *, over: str = "seconds") -> Curve | None:
 
     Over seconds, the grid is the arm's marks (the nominal times of evaluation) that every run
     reached; each run is interpolated linearly between its evaluations, which come up to one step
-    after their mark. Runs without marks, and curves over steps, have as many evenly spaced points
-    as the run with the fewest evaluations, within what all runs cover. Beyond its last evaluation
-    a run is held constant, which concerns a last step that ended before the last mark.
+    after their mark. Over steps, runs that were evaluated at the same steps keep these. All others
+    have as many evenly spaced points as the run with the fewest evaluations, within what all runs
+    cover. Beyond its last evaluation a run is held constant, which concerns a last step that ended
+    before the last mark.
 
     Example: marks 0, 60, 120, evaluated at 0, 64, 121 s with accuracy 0.2, 0.3, 0.5: at 60 s
     0.2 + 0.1 x 60/64 = 0.294.
@@ -121,6 +137,10 @@ def _grid(runs: list[list[Point]], over: str) -> np.ndarray:
         marks = np.unique(np.concatenate(columns))
         return marks[marks <= min(column.max() for column in columns)]
     columns = [_column(points, over) for points in runs]
+    if over == "step":
+        shortest = min(columns, key=len)
+        if all(np.array_equal(column[: len(shortest)], shortest) for column in columns):
+            return shortest
     first, last = max(column[0] for column in columns), min(column[-1] for column in columns)
     return np.linspace(first, max(first, last), min(map(len, columns)) if last > first else 1)
 

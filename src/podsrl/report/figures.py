@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from podsrl.report.curves import PERCENT, ComparisonCurves, Curve, Unit, curve_of
-from podsrl.report.sentences import time_unit
-from podsrl.report.speedup import band
+from podsrl.report.axis import axis_label, headline, over_words, unit_of
+from podsrl.report.curves import PERCENT, STEPS, ComparisonCurves, Curve, Unit, curve_of
+from podsrl.report.differences import band
 from podsrl.report.theme import (
     HEIGHT_INCHES,
     INK,
@@ -40,13 +40,13 @@ class Line:
 
 def draw_figures(comparison: ComparisonCurves, summary: dict[str, Any]) -> list[Figure]:
     """Return the figures that the comparison's measures allow."""
-    unit = time_unit(summary)
+    unit = unit_of(summary)
+    over = over_words(unit)
+    by_steps = unit == STEPS
     drawn = [
         lead_figure(summary, unit),
-        line_figure(
-            comparison, "accuracy", "Accuracy over training time", unit=unit, summary=summary
-        ),
-        line_figure(comparison, "accuracy", "Accuracy over optimizer steps"),
+        line_figure(comparison, "accuracy", f"Accuracy over {over}", unit=unit, summary=summary),
+        None if by_steps else line_figure(comparison, "accuracy", "Accuracy over optimizer steps"),
         line_figure(comparison, "both_rate", "Right answers in the asked format", unit=unit),
         line_figure(comparison, "format_rate", "Answers in the asked format", unit=unit),
         line_figure(comparison, "mean_length", "Length of answers, tokens", unit=unit),
@@ -62,7 +62,7 @@ def lead_figure(summary: dict[str, Any], unit: Unit) -> Figure | None:
     leads = {
         name: against["lead"]
         for name, against in summary["against_baseline"].items()
-        if against["lead"] and len(against["lead"]["seconds"]) > 1
+        if against["lead"] and len(against["lead"]["at"]) > 1
     }
     if not leads:
         return None
@@ -80,15 +80,15 @@ def lead_figure(summary: dict[str, Any], unit: Unit) -> Figure | None:
             axes.set_visible(False)
         for axes in panels[len(leads) - num_columns : len(leads)]:  # the lowest of each column
             axes.tick_params(labelbottom=True)
-            axes.set_xlabel(f"training time, {unit[0]}")
+            axes.set_xlabel(axis_label(unit))
         for axes in panels[::num_columns]:
             axes.set_ylabel("points")
 
     base = summary["baseline"]
     ends = [f"{name} ends at {100 * lead['value'][-1]:+.1f}" for name, lead in leads.items()]
     return figure(
-        name="lead-over-time",
-        title=f"Accuracy ahead of {base}'s over training time",
+        name=f"lead-over-{'step' if unit == STEPS else 'time'}",
+        title=f"Accuracy ahead of {base}'s over {over_words(unit)}",
         caption=f"Points above {base}: mean and 95 % band over runs, paired by seed where they can "
         f"be. Where the band includes 0, nothing can be told.{cut}",
         alt=f"Points ahead of {base}: {'; '.join(ends)}.",
@@ -99,7 +99,7 @@ def lead_figure(summary: dict[str, Any], unit: Unit) -> Figure | None:
 
 
 def _draw_lead(axes: Any, name: str, lead: dict[str, Any], color: str, unit: Unit) -> None:
-    at_K = np.array(lead["seconds"]) / unit[1]
+    at_K = np.array(lead["at"]) / unit[1]
     axes.axhline(0, color=INK, linewidth=0.9)
     if None not in lead["low"]:
         low_K, high_K = (100 * np.array(lead[bound]) for bound in ("low", "high"))
@@ -123,15 +123,16 @@ def line_figure(
     measure: str,
     title: str,
     *,
-    unit: Unit | None = None,
+    unit: Unit = STEPS,
     summary: dict[str, Any] | None = None,
 ) -> Figure | None:
-    """Return means over runs, over time in `unit` or, without it, over steps.
+    """Return means over runs, over time in `unit` or over steps.
 
     Up to two arms have their 95 % bands; more bands would lie on each other and hide the lines.
 
-    With a summary, the best of the baseline is a dashed line, and where each arm reaches it is
-    marked. A start far below everything else is left out of the picture, and the caption says so.
+    With a summary, the best of the baseline, or the share of it that the report measures times to,
+    is a dashed line, and where each arm reaches it is marked. A start far below everything else is
+    left out of the picture, and the caption says so.
     None where nobody has the measure.
     """
     lines = _lines(comparison, measure, unit)
@@ -141,7 +142,7 @@ def line_figure(
         lines = [replace(line, low_K=line.mean_K, high_K=line.mean_K) for line in lines]
     percent = measure in PERCENT
     limits = _limits(lines)
-    reached = _reached(summary, unit) if summary and unit else []
+    reached = _reached(summary, unit) if summary else []
 
     def draw(axes: Any) -> None:
         for line in lines:
@@ -149,13 +150,13 @@ def line_figure(
         if limits:
             axes.set_ylim(*limits)
         _draw_reached(axes, reached, {line.name: line.place for line in lines})
-        axes.set_xlabel(f"training time, {unit[0]}" if unit else "optimizer step")
+        axes.set_xlabel(axis_label(unit))
         if percent:
             axes.yaxis.set_major_formatter("{x:g} %")
 
     sign = " %" if percent else ""
     ends = "; ".join(f"{line.name} ends at {line.mean_K[-1]:.1f}{sign}" for line in lines)
-    over = "time" if unit else "step"
+    over = "step" if unit == STEPS else "time"
     return figure(
         name=f"{measure.replace('_', '-')}-over-{over}",
         title=title,
@@ -165,18 +166,18 @@ def line_figure(
     )
 
 
-def _lines(comparison: ComparisonCurves, measure: str, unit: Unit | None) -> list[Line]:
+def _lines(comparison: ComparisonCurves, measure: str, unit: Unit) -> list[Line]:
     lines = []
     for place, (name, arm) in enumerate(comparison.arms.items()):
         stepped = all(point.get("step") is not None for run in arm.used for point in run.points)
-        if not arm.used or not (unit or stepped):
+        if not arm.used or (unit == STEPS and not stepped):
             continue
-        curve = curve_of(arm, measure, over="seconds" if unit else "step")
+        curve = curve_of(arm, measure, over="step" if unit == STEPS else "seconds")
         if curve is not None:
             # Grey is the baseline's; without one, no arm is grey.
             place += comparison.baseline is None
             scale = 100.0 if measure in PERCENT else 1.0
-            lines.append(_line(name, place, curve, scale, unit[1] if unit else 1.0))
+            lines.append(_line(name, place, curve, scale, unit[1]))
     return lines
 
 
@@ -210,13 +211,13 @@ def _reached(summary: dict[str, Any], unit: Unit) -> list[tuple[str, float, floa
     found = []
     for arm, against in summary["against_baseline"].items():
         if against["speed_up"]:
-            peak = against["speed_up"]["peak"]["interpolated"]
-            for name, seconds in (
-                (summary["baseline"], peak["baseline_seconds"]),
-                (arm, peak["seconds"]),
+            _, told = headline(against["speed_up"])
+            for name, at in (
+                (summary["baseline"], told["baseline_reached"]),
+                (arm, told["reached"]),
             ):
-                if seconds != "never":
-                    found.append((name, seconds / unit[1], 100 * peak["level"]))
+                if at != "never":
+                    found.append((name, at / unit[1], 100 * told["level"]))
     return list(dict.fromkeys(found))
 
 
@@ -257,7 +258,9 @@ def _caption(
     banded = any((line.low_K < line.high_K).any() for line in lines)
     parts = ["Mean over runs, band 95 %." if banded else "Mean over runs."]
     if reached and summary:
-        parts.append(f"Dashed: the best of {summary['baseline']}; dotted: when it was reached.")
+        first = next(a for a in summary["against_baseline"].values() if a["speed_up"])
+        level = headline(first["speed_up"])[0].replace("peak", "the best")
+        parts.append(f"Dashed: {level} of {summary['baseline']}; dotted: when it was reached.")
     if limits:
         starts = sorted({f"{line.mean_K[0]:.1f}" for line in lines})
         parts.append(f"The start, {' or '.join(starts)}{sign}, is below the picture.")

@@ -14,14 +14,17 @@ from markupsafe import Markup
 
 from podsrl import __version__
 from podsrl.report import tables
-from podsrl.report.curves import Unit
+from podsrl.report.axis import duration, over_words, unit_of
+from podsrl.report.curves import STEPS, Unit
 from podsrl.report.figures import Figure
-from podsrl.report.sentences import duration, hardware_in_words, in_words, sentences, time_unit
+from podsrl.report.sentences import hardware_in_words, in_words, sentences
 from podsrl.report.theme import css_variables, inline
 
 ABOUT_LABELS = {
     "training_seconds": "training time per run",
     "evaluate_every_seconds": "evaluated every",
+    "max_steps": "optimizer steps per run",
+    "evaluate_every_steps": "evaluated every",
     "evaluate_limit": "held-out questions",
     "max_completion_length": "longest answer",
     "learning_rate": "learning rate",
@@ -42,11 +45,13 @@ def page(summaries: Sequence[dict[str, Any]], figures: Sequence[Sequence[Figure]
         lstrip_blocks=True,
     )
     environment.filters["unbroken"] = _unbroken
-    units = [time_unit(summary) for summary in summaries]
+    units = [unit_of(summary) for summary in summaries]
     light, dark = css_variables()
     return environment.get_template("page.html.j2").render(
-        title=summaries[0]["title"] if len(summaries) == 1 else "Arms at equal training time",
-        lede=_lede(summaries),
+        title=summaries[0]["title"] if len(summaries) == 1 else f"Arms at equal {_alike(units)}",
+        lede=_lede(summaries, units),
+        by_seconds=any(unit != STEPS for unit in units),
+        by_steps=STEPS in units,
         light=light,
         dark=dark,
         style=Markup((files("podsrl.report") / "style.css").read_text(encoding="utf-8")),
@@ -59,12 +64,17 @@ def page(summaries: Sequence[dict[str, Any]], figures: Sequence[Sequence[Figure]
     )
 
 
-def _lede(summaries: Sequence[dict[str, Any]]) -> str:
+def _alike(units: Sequence[Unit]) -> str:
+    """What the runs of each comparison had alike."""
+    return " or ".join(dict.fromkeys(map(over_words, units)))
+
+
+def _lede(summaries: Sequence[dict[str, Any]], units: Sequence[Unit]) -> str:
     if len(summaries) > 1:
-        return f"{len(summaries)} comparisons, each at equal training time."
+        return f"{len(summaries)} comparisons, each at equal {_alike(units)}."
     arms = summaries[0]["arms"].values()
     runs = _count(sum(len(arm["seeds"]) for arm in arms), "run")
-    return f"{_count(len(arms), 'arm')}, {runs}, compared at equal training time."
+    return f"{_count(len(arms), 'arm')}, {runs}, compared at equal {_alike(units)}."
 
 
 def _count(number: int, noun: str) -> str:
@@ -88,6 +98,7 @@ def _section(
             }
             for figure in figures
         ],
+        "predictions": tables.predictions(summary),
         "speed_ups": tables.speed_ups(summary, unit),
         "differences": tables.differences(summary, unit),
         "measures": tables.measures(summary, unit),
@@ -103,6 +114,7 @@ def _about(summary: dict[str, Any], unit: Unit) -> list[tuple[str, list[str]]]:
     about = dict(summary["about"])
     software = [f"{name} {about.pop(name)}" for name in SOFTWARE if name in about]
     rows = {"arms": [_arm(name, arm) for name, arm in summary["arms"].items()]}
+    rows["compared at equal"] = [over_words(unit)]
     if summary["baseline"]:
         rows["baseline"] = [summary["baseline"]]
     for key, value in about.items():
@@ -115,6 +127,8 @@ def _about(summary: dict[str, Any], unit: Unit) -> list[tuple[str, list[str]]]:
 def _about_value(key: str, value: Any, unit: Unit) -> str:
     if key in ("training_seconds", "evaluate_every_seconds"):
         return duration(float(value), unit)
+    if key == "evaluate_every_steps":
+        return f"{value} steps"
     if key == "max_completion_length":
         return f"{value} tokens"
     return hardware_in_words(value) if key == "device" else in_words(value)

@@ -17,19 +17,22 @@ from podsrl.report.records import (
     rows_of,
     seconds_of_phases,
 )
+from podsrl.report.sentences import in_words
+from podsrl.runs.checks import check_share
 from podsrl.runs.folder import phase_seconds, read_json, read_metrics
+from podsrl.runs.step_times import STEP_TIMES, read_step_times
 
-ABOUT = (
-    "task",
-    "task_arguments",
-    "model",
-    "training_seconds",
-    "evaluate_every_seconds",
+ABOUT_RUNS = ("task", "task_arguments", "model")
+ABOUT_MEASURING = (
     "evaluate_limit",
     "max_completion_length",
     "learning_rate",
     "seeds",
 )
+ABOUT_BUDGETS = {
+    "seconds": ("training_seconds", "evaluate_every_seconds"),
+    "steps": ("max_steps", "evaluate_every_steps"),
+}
 LEFT_OUT = ", so it is left out if another run of the arm has finished"
 NOT_AN_ARM = (
     "seed",
@@ -46,16 +49,23 @@ NOT_AN_ARM = (
 
 
 def read_comparisons(
-    paths: Sequence[Path], *, baseline: str | None = None
+    paths: Sequence[Path],
+    *,
+    baseline: str | None = None,
+    share: float | None = None,
+    seconds_per_step: Path | None = None,
 ) -> list[ComparisonCurves]:
     """Return every comparison that the paths hold, each with its baseline.
 
     A path is a comparison folder (comparison.json), a run folder (config.json), or a CSV of
     curves; all run folders together form comparisons, by task and model. The baseline is the arm
-    named, else the one the comparison names, else the arm with n = m and the smallest n.
+    named, else the one the comparison names, else the arm with n = m and the smallest n. share: of
+    the baseline's best, the level that times are measured to (default: the comparison's own, or 1).
+    seconds_per_step: a file of them instead of the comparison's own.
 
     Raises: ValueError for a path that is none of these, a CSV without the columns, curves without
-    any evaluation, and a baseline that no comparison has.
+    any evaluation, a baseline that no comparison has, a share that is none, and seconds per step
+    where no comparison is by steps.
     """
     comparisons: list[ComparisonCurves] = []
     runs: list[Path] = []
@@ -75,7 +85,25 @@ def read_comparisons(
     if not any(arm.used for comparison in comparisons for arm in comparison.arms.values()):
         named = ", ".join(map(str, paths))
         raise ValueError(f"{named}: no evaluation in any run yet; a report needs at least one")
-    return [_with_baseline(comparison, baseline, comparisons) for comparison in comparisons]
+    comparisons = [_with_baseline(each, baseline, comparisons) for each in comparisons]
+    if share is not None:
+        check_share("--share", share)
+        comparisons = [replace(each, share=share) for each in comparisons]
+    if seconds_per_step is not None:
+        comparisons = _with_step_times(comparisons, seconds_per_step)
+    return comparisons
+
+
+def _with_step_times(comparisons: list[ComparisonCurves], path: Path) -> list[ComparisonCurves]:
+    if not any(comparison.clock == "steps" for comparison in comparisons):
+        raise ValueError(
+            f"--seconds_per_step is {path}, but nothing here was compared at equal steps: leave it "
+            "out"
+        )
+    found = read_step_times(path)
+    return [
+        replace(each, step_times=found if each.clock == "steps" else {}) for each in comparisons
+    ]
 
 
 def _with_baseline(
@@ -106,6 +134,7 @@ def read_folder(folder: Path) -> ComparisonCurves:
     """
     resolved = read_json(folder / "comparison.json")
     records = read_records(folder, resolved)
+    clock, step_times = resolved.get("budget", "seconds"), folder / STEP_TIMES
     notes: list[str] = []
     arms = {
         name: Arm(name=name, settings=settings, runs=_runs(name, resolved, records, notes))
@@ -115,15 +144,19 @@ def read_folder(folder: Path) -> ComparisonCurves:
         title=resolved.get("name") or folder.resolve().name,
         arms=arms,
         baseline=resolved.get("baseline"),
-        about=_about({**_shared(arms), **resolved}) | resolved.get("versions", {}),
+        about=_about({**_shared(arms), **resolved}, clock) | resolved.get("versions", {}),
         notes=notes,
+        clock=clock,
+        share=resolved.get("share", 1.0),
+        step_times=read_step_times(step_times) if step_times.is_file() else {},
+        predictions=resolved.get("predictions"),
     )
 
 
 def _runs(
     arm: str, resolved: dict[str, Any], records: dict[tuple[str, str], Record], notes: list[str]
 ) -> list[Run]:
-    runs = []
+    runs, missing = [], []
     for seed in resolved["seeds"]:
         record = records.get((arm, str(seed)), {"finished": False, "curve": {}})
         if "failed" in record:
@@ -131,13 +164,16 @@ def _runs(
             continue
         points = points_of(rows_of(record["curve"]))
         if not points:
-            notes.append(f"{arm}, seed {seed}: no evaluation yet.")
+            missing.append(seed)
             continue
         finished = record["finished"]
         if not finished:
             notes.append(f"{arm}, seed {seed}: not finished{LEFT_OUT}.")
         phases = record["phases"]
         runs.append(Run(seed=str(seed), points=points, phases=phases, finished=finished))
+    if missing and runs:  # of an arm without any run the summary tells
+        which = f"seeds {in_words(missing)}" if len(missing) > 1 else f"seed {missing[0]}"
+        notes.append(f"{arm}, {which}: no evaluation yet.")
     return runs
 
 
@@ -151,8 +187,9 @@ def _shared(arms: dict[str, Arm]) -> dict[str, Any]:
     }
 
 
-def _about(settings: dict[str, Any]) -> dict[str, Any]:
-    return {key: settings[key] for key in ABOUT if settings.get(key) is not None}
+def _about(settings: dict[str, Any], clock: str) -> dict[str, Any]:
+    keys = (*ABOUT_RUNS, *ABOUT_BUDGETS[clock], *ABOUT_MEASURING)
+    return {key: settings[key] for key in keys if settings.get(key) is not None}
 
 
 def read_runs(folders: list[Path]) -> list[ComparisonCurves]:
@@ -172,6 +209,8 @@ def _compare_runs(title: str, folders: list[Path]) -> ComparisonCurves:
     for folder in folders:
         config = read_json(folder / "config.json")
         kept = {key: value for key, value in config.items() if key not in NOT_AN_ARM}
+        if kept.get("evaluate_every_steps") is None:  # older folders do not have it
+            kept.pop("evaluate_every_steps", None)
         by_settings[json.dumps(kept, sort_keys=True)].append(folder)
     labels = [_label(json.loads(text)) for text in by_settings]
     arms: dict[str, Arm] = {}
@@ -181,13 +220,19 @@ def _compare_runs(title: str, folders: list[Path]) -> ComparisonCurves:
         name = label if labels.count(label) == 1 else f"{label}, {members[0].resolve().name}"
         arms[name] = Arm(name=name, settings=settings, runs=[_single(f, notes) for f in members])
     versions = folders[0] / "versions.json"
+    clock = "steps" if all(map(_is_by_steps, arms.values())) else "seconds"
     return ComparisonCurves(
         title=title,
         arms=arms,
         baseline=None,
-        about=_about(_shared(arms)) | (read_json(versions) if versions.is_file() else {}),
+        about=_about(_shared(arms), clock) | (read_json(versions) if versions.is_file() else {}),
         notes=notes,
+        clock=clock,
     )
+
+
+def _is_by_steps(arm: Arm) -> bool:
+    return arm.settings.get("evaluate_every_steps") is not None
 
 
 def _label(settings: dict[str, Any]) -> str:

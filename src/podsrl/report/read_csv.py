@@ -55,6 +55,7 @@ def read_csv(path: Path) -> list[ComparisonCurves]:
                     about={"curves": path.name, "settings": ", ".join(names)},
                     notes=[*notes, *_short_runs(arms)],
                     transfer=not _trained_on(family, dataset),
+                    paired=False,  # runs are numbered; nobody says that numbers are seeds
                 )
             )
     return sorted(comparisons, key=lambda comparison: comparison.transfer)

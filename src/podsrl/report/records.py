@@ -11,6 +11,7 @@ from podsrl.phases import PHASES
 from podsrl.report.curves import MEASURES, Point
 from podsrl.runs.folder import phase_seconds, read_json, read_metrics, write_json
 from podsrl.runs.json_lines import read_lines, rewrite_lines
+from podsrl.runs.step_times import STEP_TIMES
 
 FILE_NAME = "runs.jsonl"
 Record = dict[str, Any]
@@ -36,9 +37,9 @@ def read_records(folder: Path, resolved: dict[str, Any]) -> dict[tuple[str, str]
 def collect(folder: Path, target: Path) -> Path:
     """Write what a report reads of a comparison folder into `target`; return its runs.jsonl.
 
-    `target` then holds comparison.json and runs.jsonl, one line a run, and `podsrl report` makes
-    the same report of it as of `folder`, to the last digit: that is how a comparison is kept in a
-    repository.
+    `target` then holds comparison.json, runs.jsonl, one line a run, and seconds_per_step.json where
+    steps were timed; and `podsrl report` makes the same report of it as of `folder`, to the last
+    digit: that is how a comparison is kept in a repository.
 
     Raises: ValueError for a folder without comparison.json.
     """
@@ -58,6 +59,8 @@ def collect(folder: Path, target: Path) -> Path:
     if target.resolve() != folder.resolve():
         # A comparison without a name of its own is called as its folder, and this is another.
         write_json(target / "comparison.json", {"name": folder.resolve().name, **resolved})
+        if (folder / STEP_TIMES).is_file():
+            write_json(target / STEP_TIMES, read_json(folder / STEP_TIMES))
     rewrite_lines(target / FILE_NAME, lines)
     return target / FILE_NAME
 

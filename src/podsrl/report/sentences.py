@@ -3,7 +3,8 @@
 import re
 from typing import Any
 
-from podsrl.report.curves import Unit
+from podsrl.report.axis import duration, headline, ratio_key, time_unit
+from podsrl.report.curves import STEPS, Unit
 
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -17,6 +18,7 @@ def sentences(summary: dict[str, Any], unit: Unit) -> list[str]:
     base = summary["baseline"]
     for arm, against in summary["against_baseline"].items():
         parts = _difference_sentences(arm, base, against["differences"], unit)
+        parts += _at_equal_time(arm, base, against)
         parts += _format_gain(arm, base, against["differences"])
         if against["speed_up"]:
             parts.insert(0, _speed_up_sentence(arm, base, against["speed_up"], unit))
@@ -57,42 +59,29 @@ def _nothing_compared(summary: dict[str, Any]) -> str:
     )
 
 
-def time_unit(summary: dict[str, Any]) -> Unit:
-    """Return the unit in which the window is a number people read easily, and its seconds."""
-    ends = [
-        measures["accuracy"]["final_seconds"]
-        for arm in summary["arms"].values()
-        if "accuracy" in (measures := arm["measures"])
-    ]
-    window = max(ends, default=0.0)
-    if window >= 2 * 3600:
-        return "h", 3600.0
-    return ("min", 60.0) if window >= 180 else ("s", 1.0)
+def verdict(speed_ups: dict[str, Any], unit: Unit) -> str:
+    """Return "faster", "slower" or "cannot be told" for the time to the level of the report.
 
-
-def verdict(speed_ups: dict[str, Any]) -> str:
-    """Return "faster", "slower" or "cannot be told" for the time to the baseline's peak."""
+    Where steps are known and not their seconds, "fewer steps" and "more steps".
+    """
     if not speed_ups:
         return "no accuracy"
-    found = speed_ups["peak"]["interpolated"]
-    low, high = found["ratio_low"], found["ratio_high"]
+    _, found = headline(speed_ups)
+    key = ratio_key(found)
+    low, high = found[f"{key}_low"], found[f"{key}_high"]
+    faster, slower = "faster", "slower"
+    if unit == STEPS and key == "ratio":
+        faster, slower = "fewer steps", "more steps"
     if low is None:
         return "one run, cannot be told"
     if low == "at once" or low > 1:
-        return "faster"
-    return "slower" if high != "at once" and high < 1 else "cannot be told"
+        return faster
+    return slower if high != "at once" and high < 1 else "cannot be told"
 
 
 def times(ratio: float | str) -> str:
     """A ratio of times; 0 is "never"."""
     return ratio if isinstance(ratio, str) else "never" if ratio == 0 else f"{ratio:.2f}"
-
-
-def duration(seconds: float | str, unit: Unit) -> str:
-    """Seconds in the unit of the window, or the text they are."""
-    if isinstance(seconds, str):
-        return seconds
-    return f"{seconds / unit[1]:.{2 if unit[0] == 'h' else 1}f} {unit[0]}"
 
 
 def in_words(value: Any) -> str:
@@ -130,32 +119,43 @@ def interval(low: str, high: str) -> str:
 
 
 def _speed_up_sentence(arm: str, base: str, speed_ups: dict[str, Any], unit: Unit) -> str:
-    peak, early = speed_ups["peak"]["interpolated"], speed_ups["99 % of peak"]["grid"]
-    best = f"{base}'s best mean accuracy ({100 * peak['level']:.2f} %)"
-    if peak["baseline_seconds"] == 0:
+    level, found = headline(speed_ups)
+    early = speed_ups["99 % of peak"]["grid"]
+    part = "" if level == "peak" else f"{level.removesuffix('peak')}"
+    best = f"{part}{base}'s best mean accuracy ({100 * found['level']:.2f} %)"
+    if found["baseline_reached"] == 0:
         return f"{best} is that of the model before training, so there is no time to compare."
-    bounds = ""
-    if peak["ratio_low"] is not None:
-        bounds = f" ({interval(times(peak['ratio_low']), times(peak['ratio_high']))})"
-    if peak["seconds"] == "never":
+    if found["reached"] == "never":
         text = f"{arm} never reached {best} within what was measured"
-        if peak["frac_never"] == 1.0:
+        if found["frac_never"] == 1.0:
             return f"{text}, nor did it in any draw of runs."
-        text += f"{bounds}."
+        text += f"{_bounds(found, 'ratio')}."
     else:
+        by = " by steps" if unit == STEPS else ""
         text = (
-            f"{arm} reached {best} after {duration(peak['seconds'], unit)}, {base} after "
-            f"{duration(peak['baseline_seconds'], unit)}: {times(peak['ratio'])} times as fast"
-            f"{bounds}; by the rule of 99 % of the peak {times(early['ratio'])} times."
+            f"{arm} reached {best} after {duration(found['reached'], unit)}, {base} after "
+            f"{duration(found['baseline_reached'], unit)}: {times(found['ratio'])} times as fast"
+            f"{by}{_bounds(found, 'ratio')}; by the rule of 99 % of the peak "
+            f"{times(early['ratio'])} times."
         )
-    return text + _told(speed_ups)
+        if "time_ratio" in found:
+            text += (
+                f" With the seconds per step of each, measured alone, it was "
+                f"{times(found['time_ratio'])} times as fast{_bounds(found, 'time_ratio')}."
+            )
+    return text + _told(speed_ups, unit)
 
 
-def _told(speed_ups: dict[str, Any]) -> str:
-    never = speed_ups["peak"]["interpolated"]["frac_never"]
+def _bounds(found: dict[str, Any], key: str) -> str:
+    low, high = found[f"{key}_low"], found[f"{key}_high"]
+    return "" if low is None else f" ({interval(times(low), times(high))})"
+
+
+def _told(speed_ups: dict[str, Any], unit: Unit) -> str:
+    never = headline(speed_ups)[1]["frac_never"]
     share = "under 1" if never and never < 0.01 else f"{100 * (never or 0):.0f}"
     chance = f" In {share} % of the draws it never got there." if never else ""
-    judged = verdict(speed_ups)
+    judged = verdict(speed_ups, unit)
     if judged.startswith("one run"):
         return " With one run in an arm no interval can be given: it may be chance."
     if judged == "cannot be told":
@@ -169,11 +169,19 @@ def _difference_sentences(
     if "accuracy" not in differences:
         return []
     window, end = differences["accuracy"]["window"], differences["accuracy"]["end"]
-    until = duration(end["until_seconds"], unit)
+    until = duration(end["until"], unit)
     return [
         f"Over the window, {arm}'s accuracy was {_points(window, base)}; at its end ({until}), "
         f"{_points(end, base)}."
     ]
+
+
+def _at_equal_time(arm: str, base: str, against: dict[str, Any]) -> list[str]:
+    if "at_equal_time" not in against:
+        return []
+    window = against["at_equal_time"]["window"]
+    until = duration(window["until"], time_unit(window["until"]))
+    return [f"At equal time, until {until}, {arm}'s accuracy was {_points(window, base)}."]
 
 
 def _points(difference: dict[str, Any], base: str) -> str:

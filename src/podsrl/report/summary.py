@@ -1,22 +1,25 @@
 """Every number of the report, as plain dicts: what summary.json holds."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from podsrl.report.axis import levels, over_of
 from podsrl.report.collapse import collapses
 from podsrl.report.curves import MEASURES, Arm, ComparisonCurves, Curve, curve_of
-from podsrl.report.speedup import (
+from podsrl.report.differences import (
     Estimate,
     differences,
     estimate,
     final_and_peak,
     lead,
-    speed_up,
 )
+from podsrl.report.predictions import compare_predictions, note_on
+from podsrl.report.speedup import speed_up
+from podsrl.runs.step_times import StepTime
 
-SHARES = {"peak": 1.0, "99 % of peak": 0.99}
 DIFFERENCES = ("accuracy", "both_rate", "format_rate", "mean_length", "reward")
 PROMPT_SETTINGS = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_generations")
 
@@ -24,24 +27,25 @@ PROMPT_SETTINGS = ("per_device_train_batch_size", "gradient_accumulation_steps",
 def summarise(comparison: ComparisonCurves) -> dict[str, Any]:
     """Return the numbers of one comparison; docs/report.md defines each.
 
-    A measure that was not recorded is absent. Infinite times and ratios are the text "never" and
-    "at once" (see `plain`).
+    Times are in seconds, or in steps where `clock` says steps. A measure that was not recorded is
+    absent. Infinite times and ratios are the text "never" and "at once" (see `plain`).
     """
     arms = {name: arm for name, arm in comparison.arms.items() if arm.used}
     base = arms.get(comparison.baseline or "")
+    against = _against_baseline(comparison, arms, base)
     summary = {
         "title": comparison.title,
         "transfer": comparison.transfer,
+        "clock": comparison.clock,
         "baseline": comparison.baseline if base else None,
         "about": comparison.about,
-        "notes": [*comparison.notes, *_gaps(comparison)],
+        "notes": [*comparison.notes, *_gaps(comparison), *note_on(comparison)],
         "settings_that_differ": _different_settings(comparison),
-        "arms": {name: _arm(arm) for name, arm in arms.items()},
-        "against_baseline": {
-            name: _against(base, arm) for name, arm in arms.items() if base and arm is not base
-        },
-        "against_others": _against_others(arms, base),
-        "step_seconds_fit": _fit(list(arms.values())),
+        "arms": {name: _arm(arm, comparison) for name, arm in arms.items()},
+        "against_baseline": against,
+        "against_others": _against_others(comparison, arms, base),
+        "predictions": compare_predictions(comparison, against),
+        "step_seconds_fit": _fit(list(arms.values()), comparison.step_times),
     }
     plained = plain(summary)
     assert isinstance(plained, dict)
@@ -95,8 +99,11 @@ def _different_settings(comparison: ComparisonCurves) -> dict[str, dict[str, Any
     return {key: row for key, row in table.items() if len({str(v) for v in row.values()}) > 1}
 
 
-def _arm(arm: Arm) -> dict[str, Any]:
-    curves = {measure: curve for measure in MEASURES if (curve := curve_of(arm, measure))}
+def _arm(arm: Arm, comparison: ComparisonCurves) -> dict[str, Any]:
+    over = over_of(comparison)
+    curves = {
+        measure: curve for measure in MEASURES if (curve := curve_of(arm, measure, over=over))
+    }
     return {
         "num_rollouts": arm.size[0] if arm.size else None,
         "num_generations": arm.size[1] if arm.size else None,
@@ -104,10 +111,11 @@ def _arm(arm: Arm) -> dict[str, Any]:
         "seeds": [run.seed for run in arm.used],
         "measures": {measure: final_and_peak(curve) for measure, curve in curves.items()},
         "curves": {
-            measure: {"seconds": curve.at_K.tolist(), "mean": curve.mean_K.tolist()}
+            measure: {"at": curve.at_K.tolist(), "mean": curve.mean_K.tolist()}
             for measure, curve in curves.items()
         },
         "seconds_per_step": _seconds_per_step(arm),
+        "seconds_per_step_alone": comparison.step_times.get(arm.name),
         "phases": _phases(arm),
         "collapses": _collapses(curves),
     }
@@ -132,26 +140,68 @@ def _phases(arm: Arm) -> dict[str, float]:
     return {name: sum(phases.get(name, 0.0) for phases in runs) / len(runs) for name in names}
 
 
-def _against(base: Arm, arm: Arm) -> dict[str, Any]:
+def _against_baseline(
+    comparison: ComparisonCurves, arms: dict[str, Arm], base: Arm | None
+) -> dict[str, dict[str, Any]]:
+    others = {name: arm for name, arm in arms.items() if base and arm is not base}
+    return {name: _against(comparison, base, arm) for name, arm in others.items() if base}
+
+
+def _against(comparison: ComparisonCurves, base: Arm, arm: Arm) -> dict[str, Any]:
     result: dict[str, Any] = {"speed_up": {}, "differences": {}, "lead": None}
+    over = over_of(comparison)
     for measure in DIFFERENCES:
-        theirs, ours = curve_of(base, measure), curve_of(arm, measure)
+        theirs, ours = (curve_of(one, measure, over=over) for one in (base, arm))
         if theirs is None or ours is None:
             continue
         result["differences"][measure] = differences(theirs, ours)
         if measure == "accuracy":
+            step_times = _step_times(comparison, base, arm)
             result["lead"] = lead(theirs, ours)
-            result["speed_up"] = {
-                name: {
-                    grid: speed_up(theirs, ours, share=share, interpolated=grid == "interpolated")
-                    for grid in ("grid", "interpolated")
-                }
-                for name, share in SHARES.items()
-            }
+            result["speed_up"] = _speed_ups(theirs, ours, comparison, step_times)
+            if step_times:
+                timed = (
+                    replace(curve, at_K=curve.at_K * found["value"])
+                    for curve, found in zip((theirs, ours), step_times, strict=True)
+                )
+                result["at_equal_time"] = differences(*timed)
     return result
 
 
-def _against_others(arms: dict[str, Arm], base: Arm | None) -> dict[str, dict[str, Any]]:
+def _step_times(
+    comparison: ComparisonCurves, base: Arm, arm: Arm
+) -> tuple[StepTime, StepTime] | None:
+    """Of the baseline and the arm, where both are known."""
+    known = comparison.step_times
+    return (known[base.name], known[arm.name]) if {base.name, arm.name} <= set(known) else None
+
+
+def _speed_ups(
+    theirs: Curve,
+    ours: Curve,
+    comparison: ComparisonCurves,
+    step_times: tuple[StepTime, StepTime] | None,
+) -> dict[str, dict[str, Any]]:
+    """Level -> grid, or interpolated -> when both arms get there."""
+    return {
+        name: {
+            grid: speed_up(
+                theirs,
+                ours,
+                share=share,
+                interpolated=grid == "interpolated",
+                step_times=step_times,
+                paired=comparison.paired,
+            )
+            for grid in ("grid", "interpolated")
+        }
+        for name, share in levels(comparison.share).items()
+    }
+
+
+def _against_others(
+    comparison: ComparisonCurves, arms: dict[str, Arm], base: Arm | None
+) -> dict[str, dict[str, Any]]:
     """Baseline -> arm -> as against the baseline, for every other arm that selects nothing.
 
     The usual questions are against GRPO on as many rollouts as are kept, and on as many as are
@@ -159,20 +209,24 @@ def _against_others(arms: dict[str, Arm], base: Arm | None) -> dict[str, dict[st
     """
     others = {name: arm for name, arm in arms.items() if arm.size and arm.size[0] == arm.size[1]}
     return {
-        name: {its: _against(other, arm) for its, arm in arms.items() if arm not in (base, other)}
+        name: {
+            its: _against(comparison, other, arm)
+            for its, arm in arms.items()
+            if arm not in (base, other)
+        }
         for name, other in others.items()
         if base and other is not base
     }
 
 
-def _fit(arms: list[Arm]) -> dict[str, Any]:
-    """The fit of seconds per step, or why there is none."""
+def _fit(arms: list[Arm], step_times: dict[str, StepTime]) -> dict[str, Any]:
+    """The fit of seconds per step, of those measured alone where they are, or why there is none."""
     prompts = {_prompts_per_step(arm) for arm in arms}
     if len(prompts) > 1:
         return {"fit": None, "why": "the arms take different numbers of prompts per step"}
     seconds: dict[tuple[int, int], list[float]] = {}
     for arm in arms:
-        found = _seconds_per_step(arm)
+        found = step_times.get(arm.name) or _seconds_per_step(arm)
         if arm.size and found:
             seconds.setdefault(arm.size, []).append(found["value"])
     fit = fit_step_seconds({size: sum(values) / len(values) for size, values in seconds.items()})

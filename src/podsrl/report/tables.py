@@ -1,12 +1,12 @@
 """The tables of a report: what stands in them; page.html.j2 lays them out."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Sequence
 from typing import Any
 
-from podsrl.report.curves import PERCENT, Unit
-from podsrl.report.sentences import duration, in_words, is_told, minus, times, verdict
+from podsrl.report.axis import duration, headline, time_unit
+from podsrl.report.curves import PERCENT, STEPS, Unit
+from podsrl.report.sentences import in_words, is_told, minus, times, verdict
+from podsrl.report.table import Cell, Row, Table, with_bounds
 
 LABELS = {
     "accuracy": "accuracy",
@@ -19,57 +19,13 @@ LABELS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """What a cell says: a figure, with its bounds in small type, or a text that is a link."""
-
-    text: str
-    low: str | None = None
-    high: str | None = None
-    told: bool = False
-    """Whether it stands out, because its interval leaves out 0."""
-    href: str | None = None
-
-
-Row = list[str | Cell]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """A table; the first cell of a row names it, and those below with the same first cell."""
-
-    caption: str
-    head: Sequence[str]
-    rows: Sequence[Row]
-
-    @property
-    def groups(self) -> list[list[Row]]:
-        """The rows, those together that share their first cell."""
-        return [list(group) for _, group in groupby(self.rows, key=lambda row: row[0])]
-
-
-def with_bounds(
-    found: dict[str, Any], show: Callable[[Any], str], *, key: str = "value", told: bool = False
-) -> Cell:
-    """Return a figure with its bounds; "never" to "never" goes without saying.
-
-    The bounds of `value` are `low` and `high`, those of another key `key_low` and `key_high`.
-    """
-    low, high = ("low", "high") if key == "value" else (f"{key}_low", f"{key}_high")
-    if found[low] is None:
-        return Cell(text=show(found[key]), told=told)
-    text, bounds = show(found[key]), (show(found[low]), show(found[high]))
-    if {text, *bounds} == {"never"}:
-        return Cell(text=text, told=told)
-    return Cell(text=text, low=bounds[0], high=bounds[1], told=told)
-
-
 def overview(summaries: Sequence[dict[str, Any]], units: Sequence[Unit]) -> Table:
     """Return one row per comparison, baseline and arm; several comparisons are links.
 
     Against the baseline, then against every other arm that selects nothing.
     """
     several = len(summaries) > 1
+    timed = any(found for summary in summaries for found in _time_ratios(summary))
     rows: list[Row] = []
     for index, (summary, unit) in enumerate(zip(summaries, units, strict=True), 1):
         link = Cell(text=summary["title"], href=f"#comparison-{index}")
@@ -77,9 +33,10 @@ def overview(summaries: Sequence[dict[str, Any]], units: Sequence[Unit]) -> Tabl
         for base, arms in every.items():
             for arm, against in arms.items():
                 if against["speed_up"]:
-                    row = _at_a_glance(base, arm, against, unit)
+                    row = _at_a_glance(base, arm, against, unit, timed=timed)
                     rows.append([link, *row] if several else row)
-    head = ["against", "arm", "best of the other", "reached", "times as fast"]
+    head = ["against", "arm", "best of the other", "reached", _ratio_head(units)]
+    head += ["times as fast by time"] if timed else []
     return Table(
         caption="At a glance, with 95 % intervals",
         head=[
@@ -92,42 +49,42 @@ def overview(summaries: Sequence[dict[str, Any]], units: Sequence[Unit]) -> Tabl
     )
 
 
-def in_text(table: Table) -> str:
-    """Return a table for a terminal: columns two spaces apart, bounds in brackets."""
-    lines = [list(table.head)]
-    for group in table.groups:
-        for index, row in enumerate(group):
-            lines.append(
-                [_in_text(cell) if place or not index else "" for place, cell in enumerate(row)]
-            )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return f"{table.caption}\n" + "\n".join(
-        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    )
+def _time_ratios(summary: dict[str, Any]) -> list[bool]:
+    """Of every arm, whether its ratio of time is known besides that of steps."""
+    return [
+        "time_ratio" in headline(against["speed_up"])[1]
+        for against in summary["against_baseline"].values()
+        if against["speed_up"]
+    ]
 
 
-def _in_text(cell: str | Cell) -> str:
-    if isinstance(cell, str):
-        return cell
-    return cell.text if cell.low is None else f"{cell.text} ({cell.low} to {cell.high})"
+def _ratio_head(units: Sequence[Unit]) -> str:
+    return "times as fast" + (" by steps" if all(unit == STEPS for unit in units) else "")
 
 
-def _at_a_glance(base: str, arm: str, against: dict[str, Any], unit: Unit) -> Row:
-    peak = against["speed_up"]["peak"]["interpolated"]
+def _at_a_glance(base: str, arm: str, against: dict[str, Any], unit: Unit, *, timed: bool) -> Row:
+    _, found = headline(against["speed_up"])
+    time_ratio: Row = [_ratio(found, "time_ratio")] if timed else []
     return [
         base,
         arm,
-        f"{100 * peak['level']:.2f} %",
-        duration(peak["seconds"], unit),
-        with_bounds(peak, times, key="ratio"),
+        f"{100 * found['level']:.2f} %",
+        duration(found["reached"], unit),
+        with_bounds(found, times, key="ratio"),
+        *time_ratio,
         _difference(against["differences"]["accuracy"]["window"], "accuracy"),
-        verdict(against["speed_up"]),
+        verdict(against["speed_up"], unit),
     ]
+
+
+def _ratio(found: dict[str, Any], key: str) -> str | Cell:
+    """A ratio with its bounds; a dash where it is not known."""
+    return with_bounds(found, times, key=key) if found.get(key) is not None else "–"
 
 
 def speed_ups(summary: dict[str, Any], unit: Unit) -> Table:
     """Return when each arm reaches the baseline's best, by level and by grid."""
+    timed = any(_time_ratios(summary))
     rows: list[Row] = []
     for arm, against in summary["against_baseline"].items():
         for level, grids in against["speed_up"].items():
@@ -138,9 +95,10 @@ def speed_ups(summary: dict[str, Any], unit: Unit) -> Table:
                         arm,
                         f"{level}, {grid}",
                         f"{100 * found['level']:.2f} %",
-                        duration(found["baseline_seconds"], unit),
-                        with_bounds(found, lambda value: duration(value, unit), key="seconds"),
+                        duration(found["baseline_reached"], unit),
+                        with_bounds(found, lambda value: duration(value, unit), key="reached"),
                         with_bounds(found, times, key="ratio"),
+                        *([_ratio(found, "time_ratio")] if timed else []),
                         "–" if never is None else f"{100 * never:.1f} %",
                     ]
                 )
@@ -148,7 +106,12 @@ def speed_ups(summary: dict[str, Any], unit: Unit) -> Table:
     head = ("arm", "level", "accuracy", f"{base} reaches it", "the arm reaches it")
     return Table(
         caption=f"When each arm reaches the best mean accuracy of {base}",
-        head=(*head, "times as fast", "draws that never do"),
+        head=(
+            *head,
+            _ratio_head([unit]),
+            *(["times as fast by time"] if timed else []),
+            "draws that never do",
+        ),
         rows=rows,
     )
 
@@ -164,20 +127,47 @@ def differences(summary: dict[str, Any], unit: Unit) -> Table:
     rows: list[Row] = []
     for arm, against in summary["against_baseline"].items():
         for measure, found in against["differences"].items():
-            window = found["window"]
-            rows.append(
-                [
-                    arm,
-                    LABELS[measure] + (", points" if measure in PERCENT else ""),
-                    _difference(window, measure),
-                    _difference(found["end"], measure),
-                    duration(window["until_seconds"], unit),
-                    f"{window['num_runs']} {'pairs' if window['paired'] else 'runs, not paired'}",
-                ]
-            )
+            label = LABELS[measure] + (", points" if measure in PERCENT else "")
+            rows.append([arm, label, *_differences(found, measure, unit)])
+        if "at_equal_time" in against:
+            found = against["at_equal_time"]
+            seconds = time_unit(found["end"]["until"])
+            row = _differences(found, "accuracy", seconds)
+            rows.append([arm, "accuracy, points, at equal time", *row])
     return Table(
         caption=f"Arm minus {summary['baseline']}; bold where the interval leaves out 0",
         head=("arm", "measure", "mean over the window", "at its end", "window until", "runs"),
+        rows=rows,
+    )
+
+
+def _differences(found: dict[str, Any], measure: str, unit: Unit) -> Row:
+    window = found["window"]
+    return [
+        _difference(window, measure),
+        _difference(found["end"], measure),
+        duration(window["until"], unit),
+        f"{window['num_runs']} {'pairs' if window['paired'] else 'runs, not paired'}",
+    ]
+
+
+def predictions(summary: dict[str, Any]) -> Table:
+    """Return what was predicted of each arm beside what was measured."""
+    found = summary["predictions"] or {"arms": {}, "num_inside": 0, "num_told": 0, "ratio": ""}
+    rows: list[Row] = [
+        [
+            arm,
+            with_bounds(row, times),
+            _ratio(row, "measured"),
+            {True: "inside", False: "outside", None: "cannot be told"}[row["inside"]],
+        ]
+        for arm, row in found["arms"].items()
+    ]
+    by = "by steps" if found["ratio"] == "steps" else "by time"
+    return Table(
+        caption=f"Times as fast {by}: {found['num_inside']} of {found['num_told']} predictions lie "
+        "inside the interval of what was measured",
+        head=("arm", "predicted", "measured", "prediction"),
         rows=rows,
     )
 
@@ -192,9 +182,9 @@ def measures(summary: dict[str, Any], unit: Unit) -> Table:
                     arm,
                     LABELS[measure],
                     _estimate(found["final"], measure),
-                    duration(found["final_seconds"], unit),
+                    duration(found["final_at"], unit),
                     _estimate(found["peak"], measure),
-                    duration(found["peak_seconds"], unit),
+                    duration(found["peak_at"], unit),
                     str(found["final"]["num_runs"]),
                 ]
             )
@@ -218,16 +208,23 @@ def step_seconds(summary: dict[str, Any]) -> Table:
     """Return the seconds per step of each arm, in all and phase by phase."""
     arms = summary["arms"]
     names = list(dict.fromkeys(phase for arm in arms.values() for phase in arm["phases"]))
+    alone = any(arm["seconds_per_step_alone"] for arm in arms.values())
     rows: list[Row] = [
         [
             name,
+            *([_alone(arm["seconds_per_step_alone"])] if alone else []),
             with_bounds(arm["seconds_per_step"], "{:.2f}".format),
             *(f"{arm['phases'][key]:.2f}" if key in arm["phases"] else "–" for key in names),
         ]
         for name, arm in arms.items()
         if arm["seconds_per_step"] is not None
     ]
-    return Table(caption="Seconds per optimizer step", head=("arm", "in all", *names), rows=rows)
+    head = ("arm", *(["measured alone"] if alone else []), "in all", *names)
+    return Table(caption="Seconds per optimizer step", head=head, rows=rows)
+
+
+def _alone(found: dict[str, Any] | None) -> str | Cell:
+    return "–" if found is None else with_bounds(found, "{:.3f}".format)
 
 
 def step_seconds_fit(fit: dict[str, Any]) -> Table:

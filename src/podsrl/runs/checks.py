@@ -141,6 +141,13 @@ def check_names(what: str, given: Iterable[Any], known: Iterable[str], otherwise
             raise ValueError(f"unknown {what}: {name}; {hint}")
 
 
+def check_share(name: str, share: Any) -> None:
+    """Raise `ValueError` for what is no share of a best accuracy."""
+    is_number = isinstance(share, int | float) and not isinstance(share, bool)
+    if not is_number or not 0 < share <= 1:
+        raise ValueError(f"{name} is {share!r}: give a number above 0 and at most 1, such as 0.95")
+
+
 def check_output(folder: Path) -> None:
     """Raise `ValueError` where a run folder cannot be made: a file in its place, no permission."""
     place = folder.absolute()
