@@ -132,6 +132,18 @@ def recorded(trainer: PODSTrainer) -> Recorder:
     return recorder
 
 
+TIMES = {"step_time", "train_runtime", "train_samples_per_second", "train_steps_per_second"}
+
+
+def numbers(trainer: GRPOTrainer) -> list[dict[str, float]]:
+    """What was logged, without times and without what TRL does not log."""
+    own = ("pods/", "time/", "memory/")
+    return [
+        {k: v for k, v in entry.items() if k not in TIMES and not k.startswith(own)}
+        for entry in trainer.state.log_history
+    ]
+
+
 def logged(trainer: GRPOTrainer, key: str) -> list[float]:
     """The values that the trainer logged under the key, one per step."""
     return [entry[key] for entry in trainer.state.log_history if key in entry]

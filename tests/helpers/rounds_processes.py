@@ -35,7 +35,7 @@ def train(folder: str, output: Path, resume: str | None = None, **options: Any) 
     settings = {"num_rollouts": 16, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
     trainer = build(folder, output, rewards=[logging_reward], **settings, **options)
     recorder, record = recorded(trainer), {"kept": [], "calls": []}
-    generate, sample = trainer._generate, trainer._sample_and_score
+    generate, sample = trainer._generate, trainer.sample.sample
 
     def spy_generate(prompts: list) -> tuple:
         kept = generate(prompts)
@@ -46,9 +46,9 @@ def train(folder: str, output: Path, resume: str | None = None, **options: Any) 
         record["kept"].append(entry)
         return kept
 
-    def spy_sample(inputs: list, size: int = 0) -> Any:
-        record["calls"].append((len(inputs), size))
-        return sample(inputs, size)
+    def spy_sample(rows: list, size: int = 0) -> Any:
+        record["calls"].append((len(rows), size))
+        return sample(rows, size)
 
     trainer._generate = spy_generate
     trainer.sample = InRounds(trainer, spy_sample)

@@ -1,6 +1,7 @@
 """What podsrl relies on in TRL: when a new TRL changes any of it, these tests say so."""
 
 import inspect
+import re
 from importlib.metadata import version
 
 import pytest
@@ -9,6 +10,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
 
 from podsrl import PODSTrainer
+from podsrl.trl.objective import SEEN
 
 # Of every method of GRPOTrainer that PODSTrainer overrides; which these are, the class says.
 SIGNATURES = {
@@ -89,6 +91,23 @@ def test_names_that_objectives_read_from_a_batch() -> None:
         assert f'"{name}"' in source, name
     assert "current_gradient_accumulation_steps" in _source("_compute_loss")
     assert "self.model_wrapped" in _source("_generate_single_turn")
+
+
+def test_what_a_model_that_sees_is_given_is_named() -> None:
+    names = SIGNATURES["_get_per_token_logps_and_entropies"]
+    assert {*SEEN} == {*names[names.index("pixel_values") :]}
+
+
+def test_rows_are_prepared_before_generation_and_not_read_after_it() -> None:
+    """Of n rows TRL makes environments and tools; then it goes on with the kept prompts alone."""
+    source = _source("_generate_and_score_completions")
+    generate = source.find("= self._generate(prompts)")
+    for made in ("self._batch_environments = ", "self._sync_tool_dicts = ", "environment.reset("):
+        assert 0 < source.find(made) < generate, made
+    after = "\n".join(line.split("#")[0] for line in source[generate:].splitlines())
+    assert len(re.findall(r"\binputs\b", after)) == 2  # extra fields, and rewards
+    assert "if extra_fields:" in after and "self.environments" not in after
+    assert "images = dataset_images" in after
 
 
 def test_generate_returns_the_eight_values_in_order() -> None:

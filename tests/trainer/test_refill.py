@@ -17,7 +17,9 @@ def rollouts(names: str, easy: str = "") -> Rollouts:
     texts = [f"{name}{i}" for name in names for i in range(N)]
     rewards = [[1.0 if name in easy else float(i)] for name in names for i in range(N)]
     generated = (list(texts), [text + "!" for text in texts], None, list(texts), None, {}, None, [])
-    return Rollouts(inputs, generated, {"note": list(texts)}, torch.tensor(rewards))
+    prompts = [row["prompt"] for row in inputs]
+    logs = {"note": list(texts)}
+    return Rollouts(inputs, generated, logs, torch.tensor(rewards), prompts=prompts)
 
 
 def run(start: str, pool: str, easy: str, num_rounds: int, **options: Any):
@@ -114,14 +116,16 @@ def test_processes_sample_equal_shares_and_merge_to_what_one_process_has(monkeyp
             value[rows] if isinstance(value, list) and value else value for value in of.generated
         ]
         logs = {name: values[rows] for name, values in of.extra_logs.items()}
-        return Rollouts(of.inputs[rows], tuple(cut), logs, of.rewards_per_func)
+        rewards, prompts = of.rewards_per_func, of.prompts[rows]
+        return Rollouts(of.inputs[rows], tuple(cut), logs, rewards, prompts=prompts)
 
     results = []
     for process in range(3):
-        # gather_object is called for inputs, the three lists of `generated` and one column.
+        # gather_object is called for inputs, the lists of `generated`, prompts and one column.
         gathered = [
             fresh_whole.inputs,
             *[value for value in fresh_whole.generated if isinstance(value, list) and value],
+            fresh_whole.prompts,
             fresh_whole.extra_logs["note"],
         ]
         monkeypatch.setattr(module, "gather_object", lambda _, calls=gathered: calls.pop(0))
@@ -151,15 +155,15 @@ def test_processes_sample_equal_shares_and_merge_to_what_one_process_has(monkeyp
 
 
 def test_other_rows_are_new_each_once_and_follow_the_seed():
-    dataset = [{"prompt": name} for name in "abcabd"]
+    dataset, known = [{"prompt": name} for name in "abcabd"], [{"prompt": "a"}]
     orders = {
-        tuple(row["prompt"] for row in other_rows(dataset, ["a"], seed=seed)) for seed in range(40)
+        tuple(row["prompt"] for row in other_rows(dataset, known, seed=seed)) for seed in range(40)
     }
     assert {frozenset(order) for order in orders} == {frozenset("bcd")}
     assert all(len(order) == 3 for order in orders)
     assert len(orders) == 6  # every order of b, c, d
-    again = [row["prompt"] for row in other_rows(dataset, ["a"], seed=3)]
-    assert again == [row["prompt"] for row in other_rows(dataset, ["a"], seed=3)]
+    again = [row["prompt"] for row in other_rows(dataset, known, seed=3)]
+    assert again == [row["prompt"] for row in other_rows(dataset, known, seed=3)]
 
 
 @pytest.mark.parametrize(

@@ -299,21 +299,6 @@ def test_resuming_gives_the_run_that_was_not_interrupted(tiny_folder: str, tmp_p
         assert torch.equal(value, states["resumed"][key]), key
 
 
-@pytest.mark.parametrize(
-    ("argument", "value", "words"),
-    [
-        ("tools", [max], "tool calls"),
-        ("environment_factory", object, "environments"),
-        ("rollout_func", lambda prompts, trainer: {}, "custom rollout functions"),
-    ],
-)
-def test_unsupported_arguments_are_refused_before_the_model_loads(
-    argument: str, value: Any, words: str
-) -> None:
-    with pytest.raises(NotImplementedError, match=words):
-        PODSTrainer(model="no/such-model", reward_funcs=even_reward, **{argument: value})
-
-
 def test_a_grpo_config_is_refused_with_the_remedy(tmp_path: Path) -> None:
     args = GRPOConfig(str(tmp_path), use_cpu=True, bf16=False, num_generations=8)
     with pytest.raises(TypeError, match="needs a PODSConfig"):

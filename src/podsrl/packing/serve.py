@@ -53,6 +53,7 @@ class LogProbs:
         *,
         advantages: Tensor | None = None,
         known_BT: Tensor | None = None,
+        counts_BT: Tensor | None = None,
         compute_entropy: bool = False,
         **options: Any,
     ) -> Found:
@@ -66,6 +67,7 @@ class LogProbs:
                 log-probs are those of `known_BT`, the policy that sampled, so that a ratio to it is
                 1, or else 0; their entropies are the mean of the others', so that the mean is that
                 of live rows. None: no row is left out.
+            counts_BT: 1 for completion tokens whose entropies count, where tools wrote others.
             options: `batch_size`, most rows in one pass, None for all.
         """
         options = {**options, "compute_entropy": compute_entropy}
@@ -84,7 +86,8 @@ class LogProbs:
         log_probs_BT = spread(log_probs_LT, rows_L, filler_BT if known_BT is None else known_BT)
         if entropies_LT is None:
             return log_probs_BT, None
-        mean = mean_of(entropies_LT.detach(), mask_BT[rows_L])
+        counted_BT = mask_BT if counts_BT is None else mask_BT * counts_BT
+        mean = mean_of(entropies_LT.detach(), counted_BT[rows_L])
         return log_probs_BT, spread(entropies_LT, rows_L, filler_BT + mean)
 
     def costs(self, model: Any) -> OperationCosts | None:

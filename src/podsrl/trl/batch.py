@@ -4,7 +4,8 @@ Shape letters: P prompts, N sampled rollouts, M kept rollouts, F reward function
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,10 +18,13 @@ from trl.models.utils import disable_gradient_checkpointing
 
 from podsrl.core.selection import Selection, Selector
 from podsrl.trl.config import PODSConfig
-from podsrl.trl.exchange import Exchange
+from podsrl.trl.exchange import Exchange, Picked
 
-Take = Callable[[list[Any]], list[Any]]
-"""Of one value per row that this process sampled, one per row that it trains on."""
+TRAVELS = ("tokens", "tokens", "tokens", "values", "numbers", None, "values", "values")
+"""By which method of Exchange the values of GRPOTrainer._generate go to another process: ids of
+prompt and completion, tool mask, completion, log-probs, then `extra_fields`, which are in the rows
+by then, the images of prompt and tools, and the latter alone."""
+COMPLETION_IDS, TOOL_MASK, COMPLETIONS, EXTRA_FIELDS, IMAGES = 1, 2, 3, 5, 6
 
 
 @dataclass(frozen=True)
@@ -34,16 +38,15 @@ class Rollouts:
     extra_logs: dict[str, list[Any]]
     """Columns that reward functions logged."""
     rewards_per_func: Tensor
-
-    @property
-    def prompts(self) -> list[Any]:
-        """The prompt of each rollout."""
-        return [row["prompt"] for row in self.inputs]
+    prompts: list[Any]
+    """The prompt of each rollout, as TRL has made it of the row."""
 
     @property
     def lengths(self) -> list[int]:
-        """Completion tokens of each rollout."""
-        return [len(ids) for ids in self.generated[1]]
+        """Tokens that the model wrote of each rollout; those of tools and environments are none."""
+        if self.generated[TOOL_MASK] is not None:
+            return [sum(mask) for mask in self.generated[TOOL_MASK]]
+        return [len(ids) for ids in self.generated[COMPLETION_IDS]]
 
 
 @dataclass
@@ -62,6 +65,13 @@ class GenerationBatch:
     args: PODSConfig
     process: int
     num_processes: int
+    rows_N: list[dict[str, Any]] = field(init=False)
+    """Rows of this process, one per sampled rollout."""
+    prepared_rows: list[dict[str, Any]] = field(default_factory=list)
+    """The rows of which TRL has made `prompts`, before it asked for their rollouts."""
+    prompts: list[Any] = field(default_factory=list)
+    is_preparing: bool = False
+    """Whether TRL is at work on other rows, and is to be left before it samples."""
     rollouts: Rollouts | None = None
     selection: Selection | None = None
     rows: list[int] = field(default_factory=list)
@@ -76,8 +86,11 @@ class GenerationBatch:
     old_log_probs: Callable[..., tuple[Tensor, Any]] | None = None
     """The policy's log-probs before the update, not computed yet; takes `advantages`."""
 
-    def per_rollout(self) -> list[dict[str, Any]]:
-        """`inputs`, one per kept rollout, as rows one per sampled rollout.
+    def __post_init__(self) -> None:
+        self.rows_N = self._per_rollout()
+
+    def _per_rollout(self) -> list[dict[str, Any]]:
+        """`inputs`, one per kept rollout, as rows one per sampled rollout: copies, to write into.
 
         A process with L of the kept rollouts samples L * n / m: of the same prompts.
         """
@@ -86,43 +99,58 @@ class GenerationBatch:
         first_kept, first_sampled = self.process * len(self.inputs), self.process * num_rows
         prompt_of = [s // num_rollouts for s in range(first_sampled, first_sampled + num_rows)]
         # A straddling group's first row may be the process before's: its prompt is our first row's.
-        return [self.inputs[max(prompt * num_kept - first_kept, 0)] for prompt in prompt_of]
+        rows = [self.inputs[max(prompt * num_kept - first_kept, 0)] for prompt in prompt_of]
+        return [dict(row) for row in rows]
 
     def choose(
-        self, rollouts: Rollouts, selection: Selection, extra_logs: dict[str, list[Any]]
+        self, host: GRPOTrainer, rollouts: Rollouts, selection: Selection
     ) -> tuple[list[Any], tuple[Any, ...]]:
         """Of this process's kept rollouts the prompts, and what GRPOTrainer._generate returns.
 
-        extra_logs: columns that rewards logged of all rollouts, which are cut in place.
+        What the host goes on with beside these is cut to the kept rollouts in place: columns that
+        rewards logged, and which environment each is of. Environments themselves stay with the
+        process that sampled; they are done with.
         """
         self.rollouts, self.selection = rollouts, selection
-        num_sampled, kept_rows = len(rollouts.inputs), selection.kept_rows_B.tolist()
+        exchange = self._exchange(host, len(rollouts.inputs))
+        columns = [
+            column if kind is None or not column else getattr(exchange, kind)(column)
+            for kind, column in zip(TRAVELS, rollouts.generated, strict=True)
+        ]
+        columns[EXTRA_FIELDS] = {}
+        # Of a batch without images TRL wants none; a column `image` of None it reads itself.
+        if not any(rollouts.generated[IMAGES] or []) and "image" not in rollouts.inputs[0]:
+            columns[IMAGES] = None
+        # Every process must exchange the same columns, also those that only some have logged.
+        extra_logs = host._pending_extra_logs
+        for column in sorted(set(gather_object(list(extra_logs)))):
+            values = extra_logs.get(column, [None] * len(rollouts.inputs))
+            extra_logs[column] = exchange.values(values)
+        if host.environment_factories is not None:
+            names = [row.get("environment") for row in rollouts.inputs]
+            names = exchange.values(names if host._multi_environment else [None] * len(names))
+            host._batch_environments = names
+        return exchange.values(rollouts.prompts), tuple(columns)
+
+    def _exchange(self, host: GRPOTrainer, num_sampled: int) -> Exchange | Picked:
+        """How this process comes by the kept rows that it trains on."""
+        assert self.selection is not None
+        kept_rows = self.selection.kept_rows_B.tolist()
         num_rows = num_sampled * self.num_kept // int(self.args.num_rollouts or 0)
         first = self.process * num_sampled
         self.rows = [row - first for row in kept_rows[self.share(num_rows)]]
         # A pooled budget moves kept rows between prompts, and so between processes.
         pooled = self.num_processes > 1 and self.args.budget == "pooled"
-        take: Take = partial(_picked, rows=self.rows)
-        tokens: Take = take
-        numbers: Take = take
-        if num_rows % self.num_kept or pooled:
-            exchange = Exchange(
-                kept_rows,
-                num_sampled=num_sampled,
-                own=self.share(num_rows),
-                process=self.process,
-                num_processes=self.num_processes,
-                device=selection.kept_rows_B.device,
-            )
-            take, tokens, numbers = exchange.values, exchange.tokens, exchange.numbers
-        # Every process must exchange the same columns, also those that only some have logged.
-        for column in sorted(set(gather_object(list(extra_logs)))):
-            extra_logs[column] = take(extra_logs.get(column, [None] * num_sampled))
-        prompt_ids, completion_ids, _, completions, log_probs, _, _, _ = rollouts.generated
-        kept_ids = tokens(prompt_ids), tokens(completion_ids)
-        kept_log_probs = None if log_probs is None else numbers(log_probs)
-        texts = take(completions)
-        return take(rollouts.prompts), (*kept_ids, None, texts, kept_log_probs, {}, None, [])
+        if not (num_rows % self.num_kept or pooled):
+            return Picked(self.rows)
+        return Exchange(
+            kept_rows,
+            num_sampled=num_sampled,
+            own=self.share(num_rows),
+            process=self.process,
+            num_processes=self.num_processes,
+            device=host.accelerator.device,
+        )
 
     def old_log_probs_later(
         self, log_probs: Callable[..., Any], *rows: Any, **options: Any
@@ -146,8 +174,18 @@ def use_old_log_probs(host: GRPOTrainer, batch: GenerationBatch, output: dict[st
     output["old_per_token_logps"] = log_probs_BT
 
 
-def _picked(values: list[Any], *, rows: list[int]) -> list[Any]:
-    return [values[row] for row in rows]
+@contextmanager
+def groups_of(host: GRPOTrainer, num_rows: int) -> Iterator[None]:
+    """TRL takes `num_generations` rows for one prompt's: for a while, as many as these.
+
+    Outside it is m, as in the settings; while TRL samples it is n; while it makes a batch of the
+    kept it is their number, which a schedule may hold below m.
+    """
+    before, host.num_generations = host.num_generations, num_rows
+    try:
+        yield
+    finally:
+        host.num_generations = before
 
 
 def selector_of(args: PODSConfig, weights_F: Tensor) -> Selector:

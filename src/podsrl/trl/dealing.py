@@ -11,6 +11,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather
 from torch import Tensor
+from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
 from podsrl.packing.live import teaching
 from podsrl.packing.microbatch import (
@@ -42,12 +43,16 @@ def deal(batches: list[dict[str, Any]], args: PODSConfig, *, whole: bool) -> lis
 
     whole: as of `deal_by_prompt`.
     """
-    skips_dead = bool(args.skip_dead_rows)
+    # Images of a row are as many rows of pixels as they have patches: lists by row meanwhile.
+    batches = [split_pixel_values_by_grid(batch) for batch in batches]
+    sees = "pixel_values" in batches[0]
+    skips_dead = bool(args.skip_dead_rows) and not sees  # such rows are read whole
+    dealt = None
     if skips_dead and PartialState().num_processes > 1 and rows_may_change_process(args):
         dealt = _deal_over_processes(batches)
-        if dealt is not None:
-            return dealt
-    return deal_by_prompt(batches, whole=whole, skips_dead=skips_dead)
+    if dealt is None:
+        dealt = deal_by_prompt(batches, whole=whole, skips_dead=skips_dead)
+    return [unsplit_pixel_values_by_grid(batch) for batch in dealt]
 
 
 def deal_by_prompt(

@@ -40,6 +40,22 @@ def rows_of_all(batch: dict[str, Any]) -> dict[str, Any]:
     return joined
 
 
+class Picked:
+    """Exchange where every process trains on rows that it sampled itself: nothing travels.
+
+    rows: which of its own.
+    """
+
+    def __init__(self, rows: Sequence[int]) -> None:
+        self._rows = rows
+
+    def values(self, values: Sequence[Any]) -> list[Any]:
+        """Of one value per row that this process sampled, one per row that it trains on."""
+        return [values[row] for row in self._rows]
+
+    tokens = numbers = values
+
+
 class Exchange:
     """Gives this process the kept rows that it trains on, where groups straddle processes.
 

@@ -22,6 +22,21 @@ REFERENCE_REWARDS = "objective_reference_rewards"
 ACCURACY = "objective_accuracy"
 REFERENCE_HIDDEN = "objective_reference_hidden"
 
+# Entries of TRL's batch of a model that sees, which its log-probs are of.
+SEEN: tuple[str, ...] = (
+    *("pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes"),
+    *("num_tiles", "image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids"),
+)
+
+
+def trained_tokens(inputs: dict[str, Any]) -> Tensor:
+    """1 for tokens that the model wrote, (B, T): neither padding nor from tools or environments.
+
+    inputs: TRL's batch. Tokens of tools are read as those of the prompt are, and never trained on.
+    """
+    mask_BT, tool_mask_BT = inputs["completion_mask"], inputs.get("tool_mask")
+    return mask_BT if tool_mask_BT is None else mask_BT * tool_mask_BT
+
 
 class ObjectiveStep:
     """Computes `args.objective`. Evaluation keeps TRL's loss.
@@ -85,12 +100,14 @@ class ObjectiveStep:
 
     def _kept_batch(self, model: Any, inputs: dict[str, Any]) -> tuple[KeptBatch, Tensor]:
         completion_mask, num_tokens = inputs["completion_mask"], inputs["num_items_in_batch"]
+        mask_BT = trained_tokens(inputs)
         log_probs_BT, entropies_BT, _ = self.host._get_per_token_logps_and_entropies(
             model,
             torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
             torch.cat([inputs["prompt_mask"], completion_mask], dim=1),
             completion_mask.shape[1],
             compute_entropy=True,
+            **{name: inputs[name] for name in SEEN if name in inputs},
         )
         # TRL computes these only where the policy has moved since it sampled.
         old_BT = inputs.get("old_per_token_logps")
@@ -98,7 +115,7 @@ class ObjectiveStep:
         batch = KeptBatch(
             log_probs_BT=log_probs_BT,
             old_log_probs_BT=log_probs_BT.detach() if old_BT is None else old_BT,
-            mask_BT=completion_mask,
+            mask_BT=mask_BT,
             rewards_B=inputs[REWARDS],
             advantages_B=inputs["advantages"],
             group_B=inputs[GROUP],
@@ -121,7 +138,7 @@ class ObjectiveStep:
         extras = {name: inputs[key] for name, key in names.items() if inputs.get(key) is not None}
         if self.token_kl is not None:
             extras["sequential_kl"] = self.token_kl.divergence(
-                inputs[REFERENCE_HIDDEN], inputs["completion_mask"]
+                inputs[REFERENCE_HIDDEN], trained_tokens(inputs)
             )
         return extras
 

@@ -11,7 +11,7 @@ from trl import GRPOTrainer
 
 from podsrl.core.combine import SUM_THEN_NORMALIZE, combine
 from podsrl.core.statistics import reward_metrics
-from podsrl.trl.batch import GenerationBatch
+from podsrl.trl.batch import COMPLETIONS, GenerationBatch
 from podsrl.trl.early_stop import Stopping
 
 
@@ -64,12 +64,13 @@ def log_rollouts(host: GRPOTrainer, batch: GenerationBatch, log: Any, advantages
     log: has `write_batch`, as runs/rollout_log.py. advantages_B: of this process's kept rows.
     """
     assert batch.rollouts is not None
-    rollouts, completions = batch.rollouts, batch.rollouts.generated[3]
+    rollouts, n = batch.rollouts, host.args.num_rollouts
+    firsts = zip(rollouts.inputs[::n], rollouts.prompts[::n], strict=True)
     log.write_batch(
         host.state.global_step + 1,
         batch.selection,
-        rollouts.inputs[:: host.args.num_rollouts],
-        completions,
+        [{**row, "prompt": prompt} for row, prompt in firsts],
+        rollouts.generated[COMPLETIONS],
         rollouts.lengths,
         advantages=dict(zip(batch.rows, advantages_B.tolist(), strict=True)),
         rule=host.args.selection_rule,

@@ -17,14 +17,20 @@ from trl.trainer.utils import use_adapter
 
 from podsrl.core.combine import combine
 from podsrl.trl.clock import PhaseClock
+from podsrl.trl.sample_and_score import prepared_prompts
 
 FILE = "reference_rewards.json"
 
 
 def row_key(row: dict[str, Any]) -> str:
     """Names a row of the data set by all of its columns, as rewards may depend on any."""
-    text = json.dumps(row, sort_keys=True, default=str)
+    text = json.dumps(row, sort_keys=True, default=_text)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _text(value: Any) -> str:
+    """What JSON has no form for; an image by its pixels, as its text names where it lies."""
+    return value.tobytes().hex() if hasattr(value, "tobytes") else str(value)
 
 
 class ReferenceRewards:
@@ -76,8 +82,8 @@ class ReferenceRewards:
         # TRL gathers rewards, so that all processes must score equally many.
         filled = rows + rows[:1] * (share * num_processes - len(rows))
         first = host.accelerator.process_index * share
-        inputs = [row for row in filled[first : first + share] for _ in range(num_rollouts)]
-        prompts = [row["prompt"] for row in inputs]
+        inputs = [dict(row) for row in filled[first : first + share] for _ in range(num_rollouts)]
+        prompts = prepared_prompts(host, inputs)
         # TRL's methods, not the host's own: those would select from these rollouts.
         generated = GRPOTrainer._generate(host, prompts)
         rewards = GRPOTrainer._calculate_rewards(host, inputs, prompts, generated[3], generated[1])

@@ -61,7 +61,7 @@ class Refilling:
             rollouts,
             num_rollouts=num_rollouts,
             num_rounds=self.host.args.refill_constant_groups,
-            fresh_rows=self._fresh_rows(rollouts, seed),
+            fresh_rows=self._fresh_rows(batch, seed),
             sample=sample_apart,
             combined=self.host.selector.combined,
             process=self.host.accelerator.process_index,
@@ -72,15 +72,14 @@ class Refilling:
         batch.metrics |= refilled.metrics(num_rollouts)
         return refilled.rollouts
 
-    def _fresh_rows(self, rollouts: Rollouts, seed: int) -> Iterator[dict[str, Any]]:
+    def _fresh_rows(self, batch: GenerationBatch, seed: int) -> Iterator[dict[str, Any]]:
         """Other rows of the training set, with the columns that the data loader gives."""
-        num_rollouts = self.host.args.num_rollouts
-        known = gather_object([row["prompt"] for row in rollouts.inputs[::num_rollouts]])
-        # Where groups straddle processes the last row may be of a prompt that none of those has.
-        known += gather_object([rollouts.inputs[-1]["prompt"]])
-        names = list(rollouts.inputs[0])
+        # A row of each group that this process shares in, also where groups straddle processes.
+        num_kept = self.host.args.num_generations
+        known = gather_object([*batch.inputs[::num_kept], batch.inputs[-1]])
+        names = list(batch.inputs[0])
         seed = random.Random(f"refill/{seed}").getrandbits(62)
-        for row in other_rows(self.host.train_dataset, known, seed=seed):
+        for row in other_rows(self.host.train_dataset, known, names, seed=seed):
             yield {name: row[name] for name in names}
 
 
@@ -139,18 +138,26 @@ def refill(
 
 
 def other_rows(
-    dataset: Sequence[dict[str, Any]], known_prompts: Sequence[Any], *, seed: int
+    dataset: Sequence[dict[str, Any]],
+    known_rows: Sequence[dict[str, Any]],
+    names: Sequence[str] = ("prompt",),
+    *,
+    seed: int,
 ) -> Iterator[dict[str, Any]]:
     """Rows of the training set in an order fixed by the seed, each prompt once, none of the known.
 
+    names: columns of the rows. Where `prompt` is not among them, because an environment sets the
+        question, a row is known by all of them.
+
     Example: prompts a, b, c with a known: b and c, in either order.
     """
-    known = list(known_prompts)
+    by = ["prompt"] if "prompt" in names else names
+    known = [[row[name] for name in by] for row in known_rows]
     generator = torch.Generator().manual_seed(seed)
     for index in torch.randperm(len(dataset), generator=generator).tolist():
         row = dataset[index]
-        if row["prompt"] not in known:
-            known.append(row["prompt"])
+        if [row[name] for name in by] not in known:
+            known.append([row[name] for name in by])
             yield row
 
 
@@ -174,9 +181,9 @@ def _draw(
 def _of_process(
     rows: list[dict[str, Any]], num_rollouts: int, process: int, num_processes: int
 ) -> list[dict[str, Any]]:
-    """This process's share of the rows, each repeated for its rollouts."""
+    """This process's share of the rows, one for each rollout: copies, to write into."""
     share = len(rows) * num_rollouts // num_processes
-    return [rows[i // num_rollouts] for i in range(process * share, (process + 1) * share)]
+    return [dict(rows[i // num_rollouts]) for i in range(process * share, (process + 1) * share)]
 
 
 def _replace_groups(
@@ -213,6 +220,7 @@ def _replace_groups(
         rollouts,
         inputs=merged(rollouts.inputs, fresh.inputs),
         generated=tuple(map(merged, rollouts.generated, fresh.generated)),
+        prompts=merged(rollouts.prompts, fresh.prompts),
         extra_logs=_merged_logs(rollouts, fresh, merged),
         rewards_per_func=rewards.flatten(0, 1),
     )

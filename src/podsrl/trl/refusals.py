@@ -21,12 +21,8 @@ logger = logging.getLogger(__name__)
 
 # What every process receives grows with their number; within one node it is little.
 MANY_PROCESSES = 8
-
-UNSUPPORTED = {
-    "tools": "tool calls",
-    "environment_factory": "environments",
-    "rollout_func": "custom rollout functions",
-}
+# Arguments by which a rollout has turns, or is sampled elsewhere.
+TURNS = ("tools", "environment_factory", "rollout_func")
 # Fields by which configurations scale logits. TRL applies them inside its fused head.
 LOGIT_SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 
@@ -60,12 +56,6 @@ def keyword_arguments(*args: Any, **kwargs: Any) -> dict[str, Any]:
 
 def refuse_arguments(arguments: dict[str, Any]) -> None:
     """Raise for what GRPOTrainer can do and PODSTrainer cannot, and for another trainer's args."""
-    for name, what in UNSUPPORTED.items():
-        if arguments.get(name):
-            raise NotImplementedError(
-                f"PODSTrainer does not support {what} yet ({name} is set): leave it out, or train "
-                "with GRPOTrainer."
-            )
     args = arguments.get("args")
     if args is not None and not isinstance(args, PODSConfig):
         raise TypeError(
@@ -73,16 +63,13 @@ def refuse_arguments(arguments: dict[str, Any]) -> None:
             "same fields and adds num_rollouts, selection_rule and advantage_from."
         )
     if args is not None and args.early_stop:
-        _refuse_early_stop_arguments(args, arguments.get("reward_funcs"))
+        _refuse_early_stop_arguments(args, arguments)
+    if args is not None and arguments.get("rollout_func"):
+        _refuse_rollout_function(args)
 
 
 def refuse_trainer(host: GRPOTrainer) -> None:
     """Raise for what only a built trainer shows: its model, its data set, its processes."""
-    if host._is_vlm:
-        raise NotImplementedError(
-            "PODSTrainer does not support models with images yet: pass a tokenizer as "
-            "processing_class, or use GRPOTrainer."
-        )
     if host.args.early_stop:
         _refuse_early_stop(host)
     if host.args.refill_constant_groups and not isinstance(host.train_dataset, Dataset):
@@ -127,12 +114,30 @@ def _warn_of_exchange(args: PODSConfig, num_processes: int) -> None:
     )
 
 
-def _refuse_early_stop_arguments(args: PODSConfig, functions: Any) -> None:
+def _refuse_rollout_function(args: PODSConfig) -> None:
+    objective = args.get_objective()
+    if objective is not None and objective.needs_reference_rewards:
+        raise NotImplementedError(
+            f"objective={args.objective!r} samples from the reference model, but rollout_func "
+            "samples from the policy: leave rollout_func out, or choose an objective that needs "
+            "no rewards of the reference, such as 'agro'."
+        )
+
+
+def _refuse_early_stop_arguments(args: PODSConfig, arguments: dict[str, Any]) -> None:
+    for name in TURNS:
+        if arguments.get(name):
+            raise NotImplementedError(
+                f"early_stop scores each rollout when its tokens end and stops the others "
+                f"meanwhile, but with {name} tokens end before the rollout does: leave early_stop "
+                "out; sampling_rounds saves rollouts in its place."
+            )
     if args.reward_bounds is None:
         raise ValueError(
             "early_stop needs the lowest and highest weighted sum of rewards: set reward_bounds, "
             "for example [0.0, 1.0] for one reward that is 0 or 1 and has weight 1."
         )
+    functions = arguments.get("reward_funcs")
     for function in functions if isinstance(functions, list) else [functions]:
         is_model = isinstance(function, (str, nn.Module))
         if is_model or is_async_callable(function):
@@ -203,6 +208,11 @@ def _refuse_token_kl(host: GRPOTrainer) -> None:
         raise NotImplementedError(
             f"{name} reads the output layer outside of the model's forward pass, which is not "
             "supported with FSDP or DeepSpeed yet: train without them, or choose 'dpo'."
+        )
+    if host._is_vlm:
+        raise NotImplementedError(
+            f"{name} reads hidden states of text, not of images: choose 'dpo', or pass a tokenizer "
+            "as processing_class to train on text alone."
         )
     if host.args.sync_ref_model:
         raise NotImplementedError(

@@ -15,9 +15,11 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 from podsrl.core.rounds import decide, first_round
-from podsrl.trl.batch import Rollouts
+from podsrl.trl.batch import TRAVELS, Rollouts
 from podsrl.trl.early_stop import over_calls
 from podsrl.trl.exchange import Exchange
+
+PROMPTS = len(TRAVELS)  # a column beside those of GRPOTrainer._generate
 
 
 class InRounds:
@@ -34,23 +36,28 @@ class InRounds:
     def __init__(self, host: GRPOTrainer, sample: Callable[..., Rollouts]) -> None:
         self.host, self.sample = host, sample
 
+    def first_rows(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The rows that TRL is to prepare, before it asks for their rollouts: the first round's."""
+        return self._share(self._rows_of_prompts(inputs), self._first_size())
+
     def __call__(self, inputs: list[dict[str, Any]]) -> Rollouts:
         """One rollout per row; a row that was not sampled has no tokens, no text and NaN.
 
         inputs: of this process, n rows a prompt; a prompt's rows may straddle processes.
         """
         args, batch = self.host.args, self.host.batch
-        num_rollouts = args.num_rollouts
-        first_row = self.host.accelerator.process_index * len(inputs)
-        own = enumerate(inputs, start=first_row)
-        rows_P = gather_object([row for i, row in own if i % num_rollouts == 0])
+        num_rollouts, rows_P = args.num_rollouts, self._rows_of_prompts(inputs)
+        is_prepared = inputs is batch.rows_N
         collected = Collected(self.host, len(inputs), len(rows_P))
         states = {"settled": set[int](), "given_up": set[int]()}
         open_groups, done = list(range(len(rows_P))), 0
         while open_groups and done < num_rollouts:
             size = args.sampling_rounds if done else self._first_size()
             size = min(size, num_rollouts - done)
-            part = self._round([rows_P[group] for group in open_groups], size, first=done == 0)
+            rows = self._share([rows_P[group] for group in open_groups], size)
+            if is_prepared and not done:
+                rows = batch.prepared_rows
+            part = self._round(rows, size, first=done == 0)
             collected.add(part, open_groups, done, size)
             done += size
             settled_P, given_up_P = self._decide(collected.rewards_PNF[:, :done])
@@ -67,19 +74,30 @@ class InRounds:
     def _first_size(self) -> int:
         return first_round(self.host.args.num_generations, self.host.args.sampling_rounds)
 
-    def _round(self, rows: list[dict[str, Any]], size: int, *, first: bool) -> Rollouts:
-        """`size` rollouts of each of the rows, this process's share of them."""
-        host, accelerator = self.host, self.host.accelerator
+    def _rows_of_prompts(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """One row for each prompt of all processes."""
+        own = enumerate(inputs, start=self.host.accelerator.process_index * len(inputs))
+        rows = gather_object([row for i, row in own if i % self.host.args.num_rollouts == 0])
+        return list(rows)
+
+    def _share(self, rows: list[dict[str, Any]], size: int) -> list[dict[str, Any]]:
+        """This process's share of `size` rollouts of each of the rows: copies, to write into."""
+        accelerator = self.host.accelerator
         # Rewards are gathered, so all processes must sample equally many: spare ones are dropped.
         unit = accelerator.num_processes // gcd(size, accelerator.num_processes)
         rows = rows + rows[-1:] * (-len(rows) % unit)
         share = len(rows) * size // accelerator.num_processes
         start = accelerator.process_index * share
+        return [dict(rows[i // size]) for i in range(start, start + share)]
+
+    def _round(self, rows: list[dict[str, Any]], size: int, *, first: bool) -> Rollouts:
+        """Rollouts of this process's rows, `size` of each prompt over all processes."""
+        host = self.host
         # TRL's completions/... are to speak for the policy. Later rounds are of hard prompts.
         metrics = host._metrics["train"]
         before = {name: list(values) for name, values in metrics.items()}
         host._pending_extra_logs.clear()
-        part = self.sample([rows[i // size] for i in range(start, start + share)], size)
+        part = self.sample(rows, size)
         if not first:
             metrics.update({k: v for k, v in before.items() if k.startswith("completions/")})
         return part
@@ -148,12 +166,11 @@ class Collected:
         )
         here = [place - first for place in places[own]]
         self._last = part.generated
-        prompt_ids, completion_ids, _, completions, log_probs, *_ = part.generated
-        self._put(0, here, exchange.tokens(prompt_ids), [])
-        self._put(1, here, exchange.tokens(completion_ids), [])
-        self._put(3, here, exchange.values(completions), None)
-        if log_probs is not None:
-            self._put(4, here, exchange.numbers(log_probs), [])
+        for i, (kind, column) in enumerate(zip(TRAVELS, part.generated, strict=True)):
+            if kind is not None and column:
+                empty: Any = None if kind == "values" else []
+                self._put(i, here, getattr(exchange, kind)(column), empty)
+        self._put(PROMPTS, here, exchange.values(part.prompts), None)
         # Every process must exchange the same columns, also those that only some have logged.
         for column in sorted(set(gather_object(list(part.extra_logs)))):
             values = part.extra_logs.get(column, [None] * len(part.inputs))
@@ -173,7 +190,8 @@ class Collected:
         self.host._pending_extra_logs.clear()
         self.host._pending_extra_logs.update(self._extra)
         generated = tuple(self._columns.get(i, value) for i, value in enumerate(self._last))
-        return Rollouts(inputs, generated, dict(self._extra), self.rewards_PNF.flatten(0, 1))
+        rewards, prompts = self.rewards_PNF.flatten(0, 1), self._columns[PROMPTS]
+        return Rollouts(inputs, generated, dict(self._extra), rewards, prompts=prompts)
 
 
 def rounds_metrics(counts: Counter[str], like: Tensor) -> dict[str, Tensor]:

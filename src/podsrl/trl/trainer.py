@@ -10,8 +10,7 @@ Shape letters: P prompts, N sampled rollouts, F reward functions.
 
 import inspect
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,7 +29,13 @@ from podsrl.core.selection import Selection
 from podsrl.packing.attention import without_shared_prefix
 from podsrl.packing.log_probs import unwrap
 from podsrl.packing.serve import LogProbs
-from podsrl.trl.batch import GenerationBatch, Rollouts, selector_of, use_old_log_probs
+from podsrl.trl.batch import (
+    GenerationBatch,
+    Rollouts,
+    groups_of,
+    selector_of,
+    use_old_log_probs,
+)
 from podsrl.trl.clock import PhaseClock, StepClock, peak_memory_gib
 from podsrl.trl.dealing import deal
 from podsrl.trl.early_stop import Stopping
@@ -41,6 +46,7 @@ from podsrl.trl.reference import ReferenceRewards
 from podsrl.trl.refill import Refilling
 from podsrl.trl.refusals import keyword_arguments, refuse_trainer
 from podsrl.trl.rounds import InRounds
+from podsrl.trl.sample_and_score import Prepared, SampleAndScore
 from podsrl.trl.sampling import PromptOnce
 from podsrl.trl.token_kl import TokenDivergence
 from podsrl.trl.vllm import engine_for_all_rollouts
@@ -64,8 +70,8 @@ class PODSTrainer(GRPOTrainer):
 
     Method: Policy Optimization with Down-Sampling, arXiv 2504.13818.
 
-    Raises `TypeError` for an `args` that is no PODSConfig, `NotImplementedError` for tools,
-    environments, `rollout_func` and models with images.
+    Raises `TypeError` for an `args` that is no PODSConfig, `NotImplementedError` for what
+    docs/trl.md lists.
 
     Example: `PODSTrainer(model="Qwen/Qwen3-0.6B", reward_funcs=accuracy, train_dataset=dataset,
     args=PODSConfig(num_generations=8, num_rollouts=32)).train()`.
@@ -109,7 +115,7 @@ class PODSTrainer(GRPOTrainer):
         engine = self.use_vllm or self.use_transformers_continuous_batching
         self.prompt_once = PromptOnce(self) if args.fast_sampling and not engine else None
         self.stopping = Stopping(self) if args.early_stop else None
-        sample = self._sample_and_score
+        sample = SampleAndScore(self, super()._generate, self.stopping)
         self.sample = InRounds(self, sample) if args.sampling_rounds else sample
         self.refilling = Refilling(self) if args.refill_constant_groups else None
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
@@ -153,9 +159,10 @@ class PODSTrainer(GRPOTrainer):
             process=self.accelerator.process_index,
             num_processes=self.accelerator.num_processes,
         )
+        batch.prepared_rows = self.sample.first_rows(batch.rows_N)
         try:
-            with self._groups_of(batch.num_kept):
-                output = super()._generate_and_score_completions(inputs)
+            with groups_of(self, batch.num_kept):
+                output = super()._generate_and_score_completions(batch.prepared_rows)
             if self.objective_step:
                 output |= self.objective_step.group_statistics(batch, len(output["prompt_ids"]))
             if self.own_advantages:
@@ -169,46 +176,22 @@ class PODSTrainer(GRPOTrainer):
             self.batch = None
         return output
 
-    @contextmanager
-    def _groups_of(self, num_rows: int) -> Iterator[None]:
-        """TRL takes `num_generations` rows for one prompt's: for a while, as many as these.
-
-        Outside it is m, as in the settings; while TRL samples it is n; while it makes a batch of
-        the kept it is their number, which a schedule may hold below m.
-        """
-        before, self.num_generations = self.num_generations, num_rows
-        try:
-            yield
-        finally:
-            self.num_generations = before
-
     def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
         batch = self.batch
         if batch is None:
             return super()._generate(prompts)
-        rollouts = self.sample(batch.per_rollout())
+        if batch.is_preparing:
+            raise Prepared(prompts)
+        batch.prompts = list(prompts)
+        rollouts = self.sample(batch.rows_N)
         if self.refilling:
             rollouts = self.refilling(batch, rollouts, seed=self._selection_seed())
         self.clock.begin("selection")
         selection = self._select(rollouts)
         # TRL logs this list of prompts and takes its length for the rows of this process.
-        prompts[:], kept = batch.choose(rollouts, selection, self._pending_extra_logs)
+        prompts[:], kept = batch.choose(self, rollouts, selection)
         self.clock.begin(None)
         return kept
-
-    def _sample_and_score(self, inputs: list[dict[str, Any]], num_each: int = 0) -> Rollouts:
-        prompts = [row["prompt"] for row in inputs]
-        with self.stopping.watching(inputs, prompts) if self.stopping else nullcontext():
-            self.clock.begin("sampling")
-            with self._groups_of(num_each or self.args.num_rollouts):
-                generated = super()._generate(prompts)
-            self.clock.begin("rewards")
-            _, completion_ids, _, completions, *_ = generated
-            if self.stopping:  # most are scored already
-                rewards = self.stopping.rewards([len(ids) for ids in completion_ids])
-            else:
-                rewards = self._calculate_rewards(inputs, prompts, completions, completion_ids)
-        return Rollouts(inputs, generated, dict(self._pending_extra_logs), rewards)
 
     def _select(self, rollouts: Rollouts) -> Selection:
         """Choose from the rewards of all processes; every process computes the same choice."""
@@ -262,6 +245,7 @@ class PODSTrainer(GRPOTrainer):
             if self.batch is None:
                 options["advantages"] = self._loss_inputs["advantages"]
                 options["known_BT"] = self._loss_inputs.get("old_per_token_logps")
+                options["counts_BT"] = self._loss_inputs.get("tool_mask")
             elif not self.use_vllm:  # whose importance ratios are logged of all rows
                 return self.batch.old_log_probs_later(self.kept_log_probs, padded, *rows, **options)
         return (*self.kept_log_probs(padded, *rows, **options), None)
