@@ -27,6 +27,11 @@ from podsrl.runs.folder import read_json, write_json
 HERE = Path(__file__).resolve().parent
 RECIPE = HERE.parent / "recipes" / "arithmetic-smollm2.yaml"
 LENGTH = "completions/mean_length"
+EACH_STEP = {
+    "length": LENGTH,
+    "sampling_seconds": "time/sampling_seconds",
+    "update_seconds": "time/update_seconds",
+}
 ON_TRL_PATHS = ["--fast_sampling", "false", "--packed_update", "false"]
 
 
@@ -40,10 +45,11 @@ def run_side(checkout: Path, seed: int, extra: list[str]) -> dict[str, Any]:
         subprocess.run(command, check=True, env=environment)
         result = read_json(target / "result.json")
         lines = (target / "metrics.jsonl").read_text().splitlines()
-    lengths = [row[LENGTH] for row in map(json.loads, lines) if LENGTH in row]
+    rows = [row for row in map(json.loads, lines) if LENGTH in row]
     kept = {key: result[key] for key in ("steps", "seconds", "gain_points", "versions")}
     accuracy = {f"accuracy_{when}": result[when]["accuracy_greedy"] for when in ("before", "after")}
-    return kept | accuracy | {"mean_length": statistics.fmean(lengths)}
+    steps = {short: [row[name] for row in rows] for short, name in EACH_STEP.items()}
+    return kept | accuracy | {"each_step": steps}
 
 
 def summary(seeds: dict[str, dict[str, Any]], other: str) -> dict[str, Any]:

@@ -11,7 +11,8 @@ others, which is what a pretrained model brings to reinforcement learning. The q
 seed that no training run uses; held-out questions are never among them.
 
 `--teacher easy` slips with probability 0.6 on every question, `--teacher hard` with 0.98, but 0.3
-where the first term is 0 or 1.
+where the first term is 0 or 1. `--teacher hard-long` slips alike, but says 24 words first that mean
+nothing, each any of eight: rollouts of one group differ in them, which is noise to the update.
 """
 
 import argparse
@@ -32,12 +33,21 @@ from podsrl.tasks import Task, load_task
 
 TASK = {"num_terms": 4, "max_digits": 1}
 SEED = 1_000_003
+
+
+def hard(first_term: int) -> float:
+    return 0.3 if first_term in (0, 1) else 0.98
+
+
 # The probability of a slip, from the first term.
 TEACHERS: dict[str, Callable[[int], float]] = {
     "graded": lambda first_term: 0.35 + 0.07 * first_term,
     "easy": lambda first_term: 0.6,
-    "hard": lambda first_term: 0.3 if first_term in (0, 1) else 0.98,
+    "hard": hard,
+    "hard-long": hard,
 }
+NUM_FILLERS = {"hard-long": 24}
+FILLERS = ("well", "so", "then", "now", "and", "thus", "next", "here")
 PIECES = Regex(r" ?[A-Za-z]+|\d|[^\w]")
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 
@@ -90,7 +100,9 @@ def worked_answer(
     if slips is not None and slips.random() < TEACHERS[teacher](terms[0]):
         before, kind = totals[-2], abs(terms[1]) % 3
         totals[-1:] = ([], [before - terms[-1]], [totals[-1] + 1])[kind]
-    return "".join(f" {each}" for each in totals)
+    random_words = slips or random.Random(question)
+    fillers = random_words.choices(FILLERS, k=NUM_FILLERS.get(teacher, 0))
+    return "".join(f" {each}" for each in [*fillers, *totals])
 
 
 def batch(
@@ -122,6 +134,7 @@ def train(model: Any, tokenizer: Any, task: Task, arguments: argparse.Namespace)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate(step, arguments)
     )
+    num_fillers = NUM_FILLERS.get(arguments.teacher, 0)
     start = time.perf_counter()
     for step in range(arguments.steps):
         first = step * arguments.batch_size % (len(rows) - arguments.batch_size)
@@ -133,13 +146,17 @@ def train(model: Any, tokenizer: Any, task: Task, arguments: argparse.Namespace)
         optimizer.zero_grad()
         schedule.step()
         if (step + 1) % arguments.report_every == 0:
-            accuracy = held_out_accuracy(model, tokenizer, task)
+            accuracy = held_out_accuracy(model, tokenizer, task, 16 + num_fillers)
             seconds = time.perf_counter() - start
             print(f"step {step + 1} loss {loss:.3f} {accuracy} {seconds:.0f} s", flush=True)
 
 
-def held_out_accuracy(model: Any, tokenizer: Any, task: Task) -> dict[str, float]:
-    found = evaluate(model, tokenizer, task, limit=256, num_samples=4, max_new_tokens=16)
+def held_out_accuracy(
+    model: Any, tokenizer: Any, task: Task, max_new_tokens: int
+) -> dict[str, float]:
+    found = evaluate(
+        model, tokenizer, task, limit=256, num_samples=4, max_new_tokens=max_new_tokens
+    )
     summary = found.summary
     names = {"greedy": "accuracy_greedy", "sampled": "accuracy_sampled"}
     return {short: round(summary[name]["value"], 3) for short, name in names.items()}
@@ -158,7 +175,9 @@ def main() -> None:
     task = load_task("arithmetic", seed=SEED, num_train=200_000, **TASK)
     rows = task.rows("train", 2000)
     texts = [
-        row["prompt"][0]["content"] + worked_answer(row["prompt"][0]["content"]) for row in rows
+        row["prompt"][0]["content"]
+        + worked_answer(row["prompt"][0]["content"], teacher=arguments.teacher)
+        for row in rows
     ]
     tokenizer = make_tokenizer(texts)
     model = make_model(tokenizer, arguments.width, arguments.layers)

@@ -44,3 +44,15 @@ def test_the_default_teacher_is_the_graded_one() -> None:
     told = [warm_up.worked_answer(question, one) for _ in range(100)]
     assert told == [warm_up.worked_answer(question, other, "graded") for _ in range(100)]
     assert 0 < sum(answer == " 7 -2 -1" for answer in told) < 100
+
+
+def test_the_long_teacher_says_24_words_that_mean_nothing_and_then_its_answer() -> None:
+    question = "Compute: 4 + 3 - 9 + 1 ="
+    one, other = random.Random(1), random.Random(1)
+    told = [warm_up.worked_answer(question, one, "hard-long").split() for _ in range(100)]
+    assert all(set(answer[:24]) <= set(warm_up.FILLERS) for answer in told)
+    assert len({tuple(answer[:24]) for answer in told}) == 100
+    # It slips in nearly all of 100: with probability .98, by leaving the last total out.
+    assert sum(answer[24:] == ["7", "-2"] for answer in told) >= 90
+    short = [warm_up.worked_answer(question, other, "hard") for _ in range(100)]
+    assert sum(answer == " 7 -2" for answer in short) >= 90

@@ -134,6 +134,18 @@ def test_dry_run_lists_the_runs_and_writes_nothing(
     assert not (tmp_path / "out").exists()
 
 
+def test_an_arm_may_name_its_preset(comparison: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = yaml.safe_load(comparison.read_text())
+    content["arms"]["grpo-2"] = {"preset": "grpo", "num_generations": 2}
+    comparison.write_text(yaml.safe_dump(content))
+    assert main([str(comparison), "--dry_run"]) == 0
+    assert "grpo-2" in capsys.readouterr().out
+    content["arms"]["grpo-2"]["pre_set"] = "grpo"
+    comparison.write_text(yaml.safe_dump(content))
+    assert main([str(comparison), "--dry_run"]) == 2
+    assert "pre_set" in capsys.readouterr().err
+
+
 def test_bad_input_is_one_line(comparison: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(comparison), "--arms", "ppo"]) == 2
     assert "podsrl compare: --arms is ppo" in capsys.readouterr().err

@@ -117,6 +117,7 @@ def _check_names(path: Path) -> None:
     parts = {"recipe": content.get("recipe")} | (arms if isinstance(arms, dict) else {})
     for name, settings in parts.items():
         if isinstance(settings, dict):
+            settings = {key: value for key, value in settings.items() if key != "preset"}
             check_recipe(settings, where=name if name == "recipe" else f"arm {name}")
 
 
