@@ -2,8 +2,8 @@
 
 A reference is `my_reward.py:closeness`, a file and a name in it, or `my.module:closeness`. A
 plugin is a file or a module alone; loading it is all that happens, and what it adds to
-`podsrl.RULES`, `ESTIMATORS`, `OBJECTIVES` or `TASKS` is then known by name. Packages bring theirs
-as entry points of the group `podsrl.plugins`.
+`podsrl.RULES`, `ESTIMATORS`, `OBJECTIVES`, `TASKS` or `GRADERS` is then known by name. Packages
+bring theirs as entry points of the group `podsrl.plugins`.
 """
 
 import functools
@@ -19,12 +19,16 @@ from types import ModuleType
 from typing import Any
 
 GROUP = "podsrl.plugins"
+OWN = "podsrl_own_"
+"""How the modules are called that a user's files become."""
 REFERENCES = ("reward_funcs", "plugins")
 """Settings that are lists of references."""
+DATA = ("dataset_name", "datasets", "test_datasets")
+"""Settings that name data, where it is local by its path."""
 
 
 def beside(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Return a file's settings, own code that lies beside the file named by its whole path.
+    """Return a file's settings, own code and data beside the file named by their whole paths.
 
     So a recipe means the same wherever it is started from, and so do the recipes that a comparison
     writes. What does not lie there is left as it is, for the current folder.
@@ -35,7 +39,22 @@ def beside(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     for name in REFERENCES:
         if isinstance(found.get(name), list):
             found[name] = [_beside(each, folder) for each in found[name]]
+    if "grader" in found:
+        found["grader"] = _beside(found["grader"], folder)
+    for name in DATA:
+        if isinstance(found.get(name), list):
+            found[name] = [_data_beside(each, folder) for each in found[name]]
+        elif name in found:
+            found[name] = _data_beside(found[name], folder)
     return found
+
+
+def _data_beside(value: Any, folder: Path) -> Any:
+    if isinstance(value, dict):
+        return {**value, "path": _data_beside(value["path"], folder)} if "path" in value else value
+    if not isinstance(value, str) or not (folder / value).exists():
+        return value
+    return str((folder / value).absolute())
 
 
 def _beside(reference: Any, folder: Path) -> Any:
@@ -132,7 +151,7 @@ def _load(place: str, who: str) -> ModuleType:
 @functools.cache
 def _load_file(path: Path) -> ModuleType:
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
-    name = f"podsrl_own_{path.stem}_{digest}"
+    name = f"{OWN}{path.stem}_{digest}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None  # it ends in .py
     module = importlib.util.module_from_spec(spec)

@@ -68,9 +68,11 @@ def test_training_and_evaluation_ask_in_the_same_words(
     held_out = tmp_path / "test.jsonl"
     held_out.write_text('{"question": "last digit of 77?", "answer": "7"}\n')
     assert evaluate(run, "--task", f"jsonl:{held_out}", "--system-prompt", "other") == 0
+    assert "as in" in capsys.readouterr().out  # other data of one's own, put in the same way
+    assert asked(run / "out") == [["other", "last digit of 77? now"]]
+    assert evaluate(run, "--task", "arithmetic") == 0
     assert "as in" not in capsys.readouterr().out  # another task: nothing of the run
-    assert [prompt[0] for prompt in asked(run / "out")] == ["other"]
-    assert [prompt[-1] for prompt in asked(run / "out")] == ["last digit of 77?"]
+    assert all(len(p) == 1 and not p[0].endswith("now") for p in asked(run / "out"))
 
 
 def test_flags_win_over_the_run_and_only_a_folder_of_a_run_is_one(run: Path) -> None:

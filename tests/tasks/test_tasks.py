@@ -249,4 +249,12 @@ def test_the_real_gsm8k():
 
 
 def test_every_task_is_in_the_table():
-    assert set(TASKS) == {"arithmetic", "gsm8k", "math", "amc23", "reasoning_gym", "jsonl"}
+    assert set(TASKS) == {
+        "arithmetic",
+        "gsm8k",
+        "math",
+        "amc23",
+        "reasoning_gym",
+        "jsonl",
+        "dataset",
+    }

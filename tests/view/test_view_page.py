@@ -101,6 +101,17 @@ def test_a_card_says_what_the_log_says(browser: Browser, tmp_path: Path) -> None
     assert page.evaluate("byId('means').textContent") == "mean 1.3333, of the kept 1.5"  # 4/3, 3/2
 
 
+def test_the_head_says_how_questions_were_put(browser: Browser, tmp_path: Path) -> None:
+    prompts = {"system_prompt": "", "prompt_template": "{question} now", "answer_format": "number"}
+    log = RolloutLog(tmp_path / FILE_NAME, HEADER | prompts)
+    log.write(1, batch(1, prompts=1))
+    about = open_view(browser, tmp_path).evaluate("byId('about').textContent")
+    assert "arithmetic · system prompt: none · template: {question} now · answers: number" in about
+    (plain_folder := tmp_path / "plain").mkdir()
+    plain = open_view(browser, write_log(plain_folder)).evaluate("byId('about').textContent")
+    assert "prompt:" not in plain and "template:" not in plain
+
+
 def test_filters_leave_what_passes(browser: Browser, tmp_path: Path) -> None:
     page = open_view(browser, write_log(tmp_path))
     set_field(page, "show", "kept")

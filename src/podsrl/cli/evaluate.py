@@ -11,8 +11,7 @@ from podsrl.cli.parser import VerbParser, errors_in_one_line
 from podsrl.cli.questions import add_question_flags, as_trained, given
 from podsrl.models import DEFAULT_MODEL, DTYPES, load_model, load_tokenizer, resolve_model
 from podsrl.tasks import TASKS, Task
-from podsrl.tasks.questions import QuestionArguments, named_task, prompts_of
-from podsrl.tasks.rewarded import with_rewards
+from podsrl.tasks.questions import QuestionArguments, as_rewarded, named_task, prompts_of
 
 if TYPE_CHECKING:
     from podsrl.evaluate import Evaluation
@@ -111,8 +110,8 @@ def check(options: argparse.Namespace, questions: QuestionArguments) -> tuple[Ta
     _device(options.device)
     resolve_model(options.model)
     task = named_task(questions, seed=options.seed)
-    task = with_rewards(task, questions.reward_funcs, task.rows(options.split, 1))
-    return task, _output_folder(options.output, questions.task)
+    task = as_rewarded(task, questions, task.rows(options.split, 1))
+    return task, _output_folder(options.output, str(questions.task))
 
 
 def _run(options: argparse.Namespace, task: Task) -> "Evaluation":

@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from podsrl.runs.folder import read_json
-from podsrl.tasks.questions import DATA_SETTINGS, QuestionArguments
+from podsrl.tasks.questions import (
+    DATA_SETTINGS,
+    NAMES_OF_DATA,
+    QuestionArguments,
+    is_own_data,
+)
 
 NAMES = tuple(each.name for each in fields(QuestionArguments))
 
@@ -45,7 +50,8 @@ def as_trained(model: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any],
 
     A run's model stands in RUN/model, or is the run folder's checkpoint, beside its config.json.
     Of a run the same questions are put in the same way, but for what `settings` say. With other
-    data the prompts are still the run's; with another task nothing is.
+    data the prompts are still the run's; with another task nothing is, but for a user's own data,
+    whether of `jsonl` or `dataset`.
 
     Example: for a model of a run with `system_prompt`, `{}` becomes all that its training asked.
     """
@@ -54,8 +60,17 @@ def as_trained(model: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any],
         return dict(settings), None
     config = read_json(path)
     run = {name: config[name] for name in NAMES if config.get(name) is not None}
-    if "task" not in run or settings.get("task", run["task"]) != run["task"]:
+    before, now = run.get("task"), settings.get("task")
+    if now is None and any(name in settings for name in NAMES_OF_DATA):
+        now = "dataset"
+    if before is None or (now is not None and not _alike(before, now)):
         return dict(settings), None
-    if any(name in settings for name in DATA_SETTINGS):
-        run = {name: run[name] for name in run if name not in DATA_SETTINGS}
+    if now not in (None, before) or any(name in settings for name in ("data", *NAMES_OF_DATA)):
+        run = {name: value for name, value in run.items() if name not in DATA_SETTINGS}
+        run["task"] = now or before
     return run | dict(settings), f"questions and prompts as in {path}"
+
+
+def _alike(one: str, other: str) -> bool:
+    """Whether the questions of one task can be put as those of the other are."""
+    return one == other or (is_own_data(one) and is_own_data(other))

@@ -27,16 +27,22 @@ every field of TRL's GRPOConfig and ModelConfig is one: --learning_rate, --beta,
 
 what is learned
   --task NAME             arithmetic (default), gsm8k, math, amc23, reasoning_gym:<name>,
-                          jsonl:<path>
+                          jsonl:<path>, or dataset (default with data of your own)
   --task_arguments JSON   options of the task, such as '{"num_test": 512}'
   --data PATH             the task's data from local files instead of the hub
+  --dataset_name NAME     your own data: an id of the hub, a folder or a file; --dataset_config,
+                          --dataset_train_split, --dataset_test_split
+  --datasets D ...        a mixture: files, folders, ids, or JSON with path, split, fraction ...
+  --test_datasets D ...   held-out data, written the same way; or --test_split_size SHARE
   --system_prompt TEXT    system message of every prompt, instead of the task's; '' for none
   --prompt_template TEXT  what is asked, columns of the data in braces: '{question} Be brief.'
   --answer_format HOW     where the answer stands: tags (most tasks' default) or number, the last
   --answer_column NAME    column of your data with the right answer (default: answer)
   --reward_funcs R ...    rewards instead of the task's: its own by name (correctness), yours as
                           my_reward.py:closeness or my.module:closeness; --reward_weights W ...
-  --plugins FILE ...      your files or modules that add rules, estimators, objectives or tasks
+  --grader G              what is right: math, yours by a name of plugins or my_grader.py:close
+  --plugins FILE ...      your files or modules that add rules, estimators, objectives, tasks or
+                          graders
   --train_limit K         use only this many training questions
   --model NAME            smollm2-135m (packaged, default), a local folder, or a hub id
 

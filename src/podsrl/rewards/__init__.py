@@ -9,8 +9,10 @@ from podsrl.rewards.functions import (
     unless_failed,
 )
 from podsrl.rewards.grader import Grader, shared_grader
+from podsrl.rewards.graders import GRADERS
 
 __all__ = [
+    "GRADERS",
     "Grader",
     "correctness_reward",
     "format_reward",

@@ -3,7 +3,11 @@
 Run by file name, so that it imports neither torch nor the program that started it.
 """
 
+import importlib
+import importlib.util
+import inspect
 import json
+import os
 import signal
 import sys
 from functools import cache
@@ -51,19 +55,57 @@ def _dataset(name: str, arguments: str) -> Any:
     return create_dataset(name, **json.loads(arguments))
 
 
-# Name of a grader -> what it needs loaded, and the grading.
-GRADERS: dict[str, tuple[Any, Any]] = {
+def grade_own(name: str, place: str, paths: str, arguments: str) -> float:
+    """Return the score that a user's own grader gives."""
+    grade = load_own(name, place, paths)
+    return float(grade(**taken_by(grade, json.loads(arguments))))
+
+
+def load_own(name: str, place: str, paths: str, **_: Any) -> Any:
+    """Return a user's grader: what `place`, a file or module, calls so in `GRADERS`, or has.
+
+    paths: where the process that asks finds modules.
+    """
+    return _own_grader(name, place, paths)
+
+
+@cache
+def _own_grader(name: str, place: str, paths: str) -> Any:
+    # Behind this process's own, so that nothing of those is hidden.
+    sys.path += [path for path in paths.split(os.pathsep) if path not in sys.path]
+    if place.endswith(".py"):
+        spec = importlib.util.spec_from_file_location("own_grader", place)
+        assert spec is not None and spec.loader is not None, place
+        module = sys.modules["own_grader"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    else:
+        module = importlib.import_module(place)
+    table = getattr(sys.modules.get("podsrl.rewards.graders"), "GRADERS", {})
+    return table[name] if name in table else getattr(module, name)
+
+
+def taken_by(function: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return those of the arguments that the function has parameters for; all for `**columns`."""
+    parameters = inspect.signature(function).parameters
+    if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values()):
+        return arguments
+    return {name: value for name, value in arguments.items() if name in parameters}
+
+
+# Kind of job -> what it needs loaded, and the grading.
+JOBS: dict[str, tuple[Any, Any]] = {
     "math": (load_math, grade_math),
     "reasoning_gym": (load_reasoning_gym, grade_reasoning_gym),
+    "own": (load_own, grade_own),
 }
 
 
-def serve(graders: dict[str, tuple[Any, Any]]) -> None:
+def serve(jobs: dict[str, tuple[Any, Any]]) -> None:
     """Answer jobs until standard input ends: "ready" when loaded, then the score or the error."""
     replies, sys.stdout = sys.stdout, sys.stderr  # a grader's print must not mix with replies
     for line in sys.stdin:
         job = json.loads(line)
-        load, grade = graders[job.pop("grader")]
+        load, grade = jobs[job.pop("grader")]
         limits = job.pop("processor_seconds"), job.pop("seconds")
         load(**job)
         print(json.dumps({"ready": True}), file=replies, flush=True)
@@ -98,4 +140,4 @@ def limit_memory() -> None:
 
 if __name__ == "__main__":
     limit_memory()
-    serve(GRADERS)
+    serve(JOBS)

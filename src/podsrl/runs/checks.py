@@ -55,6 +55,8 @@ CHOICES = {
 }
 # Text that YAML's true and false stand for, too.
 ALSO_BOOLEAN = ("log_rollouts", "scale_rewards")
+# Lists of which an item may be a mapping, which no flag's type can say.
+OF_MAPPINGS = ("datasets", "test_datasets")
 # Numbers that TRL lets be null, and then computes with.
 NEVER_NULL = ("num_generations",)
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -76,6 +78,8 @@ def _check_kind(name: str, value: Any, hint: Any) -> None:
     kinds = _kinds(hint)
     if name in ALSO_BOOLEAN:
         kinds = [*kinds, bool]
+    if name in OF_MAPPINGS:
+        kinds = [*kinds, list[str | dict]]
     if name in NEVER_NULL:
         kinds = [kind for kind in kinds if kind is not types.NoneType]
     if any(_is_of(value, kind) for kind in kinds):

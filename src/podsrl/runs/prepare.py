@@ -26,8 +26,7 @@ from podsrl.runs.claims import Claim, forget_claims, owner, try_claim
 from podsrl.runs.folder import RUN_FILES, read_json, settings_of
 from podsrl.runs.settings import EVALUATE_EVERY, RunArguments, check_clock
 from podsrl.tasks import Task
-from podsrl.tasks.questions import named_task
-from podsrl.tasks.rewarded import with_rewards
+from podsrl.tasks.questions import as_rewarded, named_task, try_held_out
 from podsrl.trl.config import PODSConfig
 
 NEW_RUN = "name the run's folder with --output_dir, or leave --resume out to start anew"
@@ -149,17 +148,20 @@ def load_questions(arguments: RunArguments, seed: int) -> tuple[Task, list[dict[
     Raises `ValueError` for a task, option or data that is not there, and for a reward function
     that fails.
     """
-    task = named_task(arguments, seed=seed)
-    rows = task.rows("train", arguments.train_limit)
-    task = with_rewards(task, arguments.reward_funcs, rows)
+    plain = named_task(arguments, seed=seed)
+    rows = plain.rows("train", arguments.train_limit)
+    task = as_rewarded(plain, arguments, rows)
     if arguments.evaluate_limit:
-        task.rows("test", arguments.evaluate_limit)
+        held_out = plain.rows("test", arguments.evaluate_limit)
+        if held_out[0].keys() != rows[0].keys():
+            try_held_out(plain, arguments, held_out)
     return task, rows
 
 
 def own_code(arguments: RunArguments) -> dict[str, str]:
     """The user's files that a run is made with, by name, and their digests."""
-    return digests([*(arguments.reward_funcs or ()), *(arguments.plugins or ())])
+    references = [*(arguments.reward_funcs or ()), *(arguments.plugins or ())]
+    return digests([*references, arguments.grader or ""])
 
 
 @dataclass

@@ -7,6 +7,7 @@ from typing import Any
 from podsrl.tasks.amc23 import amc23
 from podsrl.tasks.arithmetic import arithmetic
 from podsrl.tasks.base import Task
+from podsrl.tasks.dataset import dataset
 from podsrl.tasks.gsm8k import gsm8k
 from podsrl.tasks.jsonl import jsonl
 from podsrl.tasks.math import math
@@ -22,6 +23,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "amc23": amc23,
     "reasoning_gym": reasoning_gym,
     "jsonl": jsonl,
+    "dataset": dataset,
 }
 # These take what follows the colon.
 NEEDS_DETAIL = {"reasoning_gym": "reasoning_gym:<data set>", "jsonl": "jsonl:<path>"}
@@ -38,10 +40,11 @@ def load_task(
 ) -> Task:
     """Return the task that `spec` names; nothing is downloaded before its rows are asked for.
 
-    `spec`: arithmetic, gsm8k, math, amc23, reasoning_gym:<data set>, or jsonl:<path>. `data`: local
-    files in place of the hub. `seed`: the train questions of generated tasks. `system_prompt`,
-    `prompt_template`: how its questions are put (`template.with_prompts`). `arguments`: options of
-    the task, for example `num_test=512` of arithmetic.
+    `spec`: arithmetic, gsm8k, math, amc23, reasoning_gym:<data set>, jsonl:<path>, or dataset,
+    whose data its arguments name. `data`: local files in place of the hub. `seed`: the train
+    questions of generated tasks. `system_prompt`, `prompt_template`: how its questions are put
+    (`template.with_prompts`). `arguments`: options of the task, for example `num_test=512` of
+    arithmetic.
 
     Raises: ValueError for an unknown task or argument, naming those there are.
 

@@ -130,12 +130,7 @@ def make_task(
     tags = answer_format == "tags"
     extract = tagged_answer if tags else last_number
     score = score or score_by_answer(extract)
-    rewards: dict[str, RewardFunction] = {"correctness": correctness_reward(score)}
-    weights = {"correctness": 1.0}
-    if tags:
-        functions = unless_failed(rewards["correctness"], format_reward, tag_count_reward)
-        rewards = dict(zip(("correctness", "format", "tag_count"), functions, strict=True))
-        weights |= {"format": 0.1, "tag_count": 0.1}
+    weights = {"correctness": 1.0} | ({"format": 0.1, "tag_count": 0.1} if tags else {})
     bounds = {"format": (0.0, 1.0), "tag_count": (0.0, 1.0)} if tags else {}
     if score_bounds is not None:
         bounds["correctness"] = score_bounds
@@ -144,12 +139,21 @@ def make_task(
         load_split=functools.cache(load_split),
         extract_answer=extract,
         score=score,
-        reward_funcs=rewards,
+        reward_funcs=rewards_of(score, tags=tags),
         reward_weights=weights,
         reward_bounds=bounds,
         has_format=tags,
         max_new_tokens=max_new_tokens,
     )
+
+
+def rewards_of(score: Score, *, tags: bool) -> dict[str, RewardFunction]:
+    """Return the score as the reward `correctness`, with tags those of the format after it."""
+    correctness = correctness_reward(score)
+    if not tags:
+        return {"correctness": correctness}
+    functions = unless_failed(correctness, format_reward, tag_count_reward)
+    return dict(zip(("correctness", "format", "tag_count"), functions, strict=True))
 
 
 def make_row(question: str, answer: str, *, tags: bool, **columns: Any) -> Row:

@@ -7,8 +7,11 @@ from typing import Any
 
 from podsrl.plugins import load_function
 from podsrl.rewards.functions import unless_failed
+from podsrl.rewards.graders import score_by_grader, try_grader
 from podsrl.rewards.own import try_reward
-from podsrl.tasks.base import Task
+from podsrl.tasks.base import Task, rewards_of
+
+OF_MAKE_TASK = ("correctness", "format", "tag_count")
 
 
 def with_rewards(
@@ -48,6 +51,33 @@ def with_rewards(
             name: task.reward_bounds[name] for name in short if name in task.reward_bounds
         },
         measured=own,
+    )
+
+
+def with_grader(task: Task, name: str | None, row: Mapping[str, Any]) -> Task:
+    """Return the task whose answers this grader scores; the same task for None.
+
+    name: of a grader in `GRADERS`, or FILE.py:FUNCTION. row: a question that it is tried on.
+
+    Its score is the reward `correctness`, and an answer of score 1 is right, in training and in
+    every evaluation.
+
+    Raises: ValueError as `find_grader` and `try_grader` do, and for a task whose rewards are none
+    of those that `make_task` makes.
+    """
+    if name is None:
+        return task
+    if set(task.reward_funcs) - set(OF_MAKE_TASK):
+        raise ValueError(
+            f"grader is {name}, but {task.name} has rewards of its own: leave grader out"
+        )
+    try_grader(name, row)
+    score = score_by_grader(name, task.extract_answer)
+    return replace(
+        task,
+        score=score,
+        reward_funcs=rewards_of(score, tags=task.has_format),
+        reward_bounds={**task.reward_bounds, "correctness": (0.0, 1.0)},
     )
 
 

@@ -75,6 +75,8 @@ def local_path(name: str) -> Path:
 def read_file(path: Path) -> list[Record]:
     """Return the records of a .jsonl, .csv or .parquet file in order; blank lines are no records.
 
+    A .json may also be one array of records.
+
     The first row of a .csv names the columns; its values are text, null where nothing stands.
 
     A line ends at a line feed alone: other line separators may stand inside a JSON text. A
@@ -94,19 +96,25 @@ def read_file(path: Path) -> list[Record]:
         raise ValueError(f"{path} cannot be read ({error.strerror or error})") from error
     if path.suffix == ".csv":
         return _read_csv(text, path)
+    if path.suffix == ".json" and text.lstrip().startswith("["):
+        return _read_array(text, path)
     lines = text.split("\n")
     return [_parse(line, path, number) for number, line in enumerate(lines, 1) if line.strip()]
 
 
-def hub_records(repository: str, *, split: str, config: str | None = None) -> list[Record]:
+def hub_records(
+    repository: str, *, split: str, config: str | None = None, **more: Any
+) -> list[Record]:
     """Return a split of a hub data set through `datasets`, downloaded once into its cache.
+
+    more: further arguments of its `load_dataset`.
 
     Raises: ValueError with the remedy when the hub cannot be reached.
     """
     from datasets import load_dataset
 
     try:
-        rows = load_dataset(repository, config, split=split)
+        rows = load_dataset(repository, config, split=split, **more)
     except (OSError, ConnectionError) as error:
         raise ValueError(
             f"{repository} could not be had from the hub ({type(error).__name__}): connect, or "
@@ -138,12 +146,23 @@ def table_rows(
     rows = load(split)
     if split == "test" or (data is not None and _is_file_of("train", Path(data))):
         return rows
-    held_out = {question(row) for row in load("test")}
-    kept = [row for row in rows if question(row) not in held_out]
+    return without_held_out(rows, load("test"), data or "the hub")
+
+
+def without_held_out(rows: list[Row], held_out: list[Row], name: str) -> list[Row]:
+    """Return the train rows that ask none of the held-out questions; the others are counted.
+
+    Raises: ValueError when none is left.
+
+    Example: of three rows, one of which asks what a held-out row asks, two are left, with a
+    warning.
+    """
+    questions = {question(row) for row in held_out}
+    kept = [row for row in rows if question(row) not in questions]
     if rows and not kept:
         raise ValueError(
-            f"all {len(rows)} train questions of {data or 'the hub'} are test questions, so none "
-            "is left to train on: take some out of the test split"
+            f"all {len(rows)} train questions of {name} are test questions, so none is left to "
+            "train on: take some out of the test split"
         )
     if len(kept) < len(rows):
         warnings.warn(
@@ -209,6 +228,18 @@ def _read_csv(text: str, path: Path) -> list[Record]:
     return records
 
 
+def _read_array(text: str, path: Path) -> list[Record]:
+    try:
+        values = json.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"{path}: nested too deeply: write text") from error
+    except ValueError as error:
+        line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        reason = getattr(error, "msg", str(error).partition(";")[0])
+        raise ValueError(f"{path}{line}: not JSON ({reason}): correct it") from error
+    return [_record(value, f"{path}, record {number}") for number, value in enumerate(values, 1)]
+
+
 def _parse(line: str, path: Path, number: int) -> Record:
     place = f"{path}, line {number}"
     try:
@@ -218,10 +249,14 @@ def _parse(line: str, path: Path, number: int) -> Record:
     except ValueError as error:  # also a number of over 4,300 digits, which Python does not read
         reason = getattr(error, "msg", str(error).partition(";")[0])
         raise ValueError(f"{place}: not JSON ({reason}): correct it") from error
-    if not isinstance(record, dict):
-        kind = type(record).__name__
+    return _record(record, place)
+
+
+def _record(value: Any, place: str) -> Record:
+    if not isinstance(value, dict):
+        kind = type(value).__name__
         raise ValueError(f"{place}: a record must be a JSON object on one line, not a {kind}")
-    return Record(record, place)
+    return Record(value, place)
 
 
 def hashed_split(asked: Any, test_share: float = TEST_SHARE) -> str:

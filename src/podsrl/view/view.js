@@ -391,6 +391,7 @@ function describeRun() {
     about.system_prompt !== undefined && `system prompt: ${about.system_prompt || "none"}`,
     about.prompt_template && `template: ${about.prompt_template}`,
     about.answer_format && `answers: ${about.answer_format}`,
+    about.grader && `grader: ${about.grader}`,
     about.num_rollouts && `${about.num_generations} of ${about.num_rollouts} kept by ${words(about.rule)}`,
     `${plural(rollouts, "rollout")} of ${plural(groups.length, "prompt")}, steps ${Math.min(...stepNumbers)} to ${Math.max(...stepNumbers)}`,
   ];
