@@ -14,10 +14,11 @@ from podsrl import RULES, PODSConfig
 from podsrl.cli import main
 from podsrl.core.advantage import ESTIMATORS
 from podsrl.core.objectives import OBJECTIVES, Objective
+from podsrl.rewards import GRADERS
 from podsrl.tasks import TASKS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "extending.md"
-TABLES: tuple[dict[str, Any], ...] = (RULES, ESTIMATORS, OBJECTIVES, TASKS)
+TABLES: tuple[dict[str, Any], ...] = (RULES, ESTIMATORS, OBJECTIVES, TASKS, GRADERS)
 
 
 @pytest.fixture()
@@ -51,6 +52,7 @@ def run_flags(model: str, own: Path, **more: Any) -> list[str]:
         ("my_estimator.py", "advantage", "signs"),
         ("my_objective.py", "objective", "centred"),
         ("my_task.py", "task", "doubling"),
+        ("my_grader.py", "grader", "near"),
     ],
 )
 def test_a_plugin_trains_by_name(
@@ -136,13 +138,19 @@ def test_a_bad_reward_is_one_line_before_anything_is_loaded(
 
 
 @pytest.mark.slow
-def test_own_rule_and_objective_compared_with_pods(
-    own: Path, tiny_folder: str, monkeypatch: pytest.MonkeyPatch
+def test_own_rule_and_objective_of_one_file_compared_with_pods_over_three_seeds(
+    own: Path, tiny_folder: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As the page's comparison has it, but for the model, its sizes, the seconds and two seeds."""
+    """As the page's comparison has it, in one file, but for the model, its sizes and the seconds.
+
+    Nine runs, two at a time, and the report on them.
+    """
     write_questions(own / "questions.jsonl")
+    both = [(own / name).read_text() for name in ("my_own.py", "my_objective.py")]
+    (own / "mine.py").write_text("\n".join(both))
     content = yaml.safe_load((own / "compare.yaml").read_text())
     content["recipe"] |= {
+        "plugins": ["mine.py"],
         "task_arguments": {"answer_format": "number"},
         "model": tiny_folder,
         "num_rollouts": 8,
@@ -152,19 +160,28 @@ def test_own_rule_and_objective_compared_with_pods(
         "evaluate_limit": 2,
         "gradient_checkpointing": False,
     }
-    content |= {
-        "training_seconds": 0.2,
-        "evaluate_every_seconds": 0.1,
-        "output_dir": str(own / "out"),
-    }
+    content |= {"training_seconds": 0.1, "output_dir": str(own / "out")}
     (own / "compare.yaml").write_text(yaml.safe_dump(content))
     monkeypatch.chdir(own)
-    assert main(["compare", "compare.yaml", "--seeds", "1"]) == 0
-    for arm in ("pods", "mine", "centred"):
-        assert (own / "out" / arm / "seed-1" / "result.json").is_file()
-    config = json.loads((own / "out" / "mine" / "seed-1" / "config.json").read_text())
-    assert config["selection_rule"] == "farthest"
-    assert config["plugins"] == [str(own / name) for name in ("my_own.py", "my_objective.py")]
+    assert main(["compare", "compare.yaml", "--devices", "0,1"]) == 0
+    arms = {"pods": ("max_variance", "grpo"), "mine": ("farthest", "grpo")}
+    arms |= {"centred": ("max_variance", "centred")}
+    for arm, used in arms.items():
+        for seed in range(3):
+            folder = own / "out" / arm / f"seed-{seed}"
+            config = json.loads((folder / "config.json").read_text())
+            assert (config["selection_rule"], config["objective"]) == used
+            assert config["plugins"] == [str(own / "mine.py")]
+            assert (folder / "result.json").is_file()
+            if arm == "centred":
+                assert "objective/log_ratio_squared" in rows_of(folder)[0]
+    capsys.readouterr()
+    assert main(["report", str(own / "out"), "--baseline", "pods"]) == 0
+    summary = json.loads((own / "out" / "report" / "summary.json").read_text())
+    (comparison,) = summary["comparisons"]
+    assert set(comparison["arms"]) == set(arms) and comparison["baseline"] == "pods"
+    for arm in comparison["arms"].values():
+        assert arm["seeds"] == ["0", "1", "2"]
 
 
 def test_the_thing_itself_in_python(own: Path, tmp_path: Path) -> None:
