@@ -4,6 +4,8 @@ Stand-ins: a server on loopback for vLLM, attention by torch for the FA3 kernel,
 weights.
 """
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +70,19 @@ def on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(async_rollout_worker, "is_vllm_available", lambda: True)
 
 
-def build(folder: str, output: Path, address: str, **options: Any) -> AsyncPODSTrainer:
+def no_judge(completions: list[Any], **_: Any) -> list[float]:
+    raise ValueError("the judge is down")
+
+
+def killed(completions: list[Any], **_: Any) -> list[float]:
+    """Ends its process as the kernel does where memory is short."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return []
+
+
+def build(
+    folder: str, output: Path, address: str, *, reward: Any = even_reward, **options: Any
+) -> AsyncPODSTrainer:
     args = AsyncPODSConfig(
         output_dir=str(output),
         num_generations=M,
@@ -97,7 +111,7 @@ def build(folder: str, output: Path, address: str, **options: Any) -> AsyncPODST
     return AsyncPODSTrainer(
         model=folder,
         processing_class=tokenizer,
-        reward_funcs=[even_reward],
+        reward_funcs=[reward],
         args=args,
         train_dataset=dataset(),
         weight_transfer=NoTransfer(),
@@ -146,3 +160,26 @@ def test_the_child_process_samples_16_and_hands_on_4(tiny_folder: str, tmp_path:
         assert entry["rewards/even_reward"] == entry["reward"]
         assert entry["pods/kept_reward_mean"] == pytest.approx(0.5)
         assert entry["pods/frac_best_variance"] == 1.0
+
+
+@pytest.mark.usefixtures("on_a_cpu")
+@pytest.mark.parametrize(
+    ("reward", "told", "cause"),
+    [
+        (no_judge, "child has failed", "the judge is down"),
+        (killed, r"ended by itself \(exit code -9;.*out of memory", "None"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_child_that_fails_ends_the_training(
+    reward: Any, told: str, cause: str, tiny_folder: str, tmp_path: Path
+) -> None:
+    """TRL alone waits for ever: for the child to hear that it is to stop."""
+    with completions_server() as (address, _):
+        trainer = build(
+            tiny_folder, tmp_path, address, reward=reward, heartbeat_stale_after_s=100_000
+        )
+        with pytest.raises(RuntimeError, match=told) as raised:
+            trainer.train()
+    assert cause in str(raised.value.__cause__)
+    assert trainer.rollout_worker._process is None

@@ -1,6 +1,7 @@
 """PODSTrainer with weights sharded by FSDP2, in gloo processes on a CPU; with 4, copied, too."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from helpers.commands import launch
 from helpers.fsdp_processes import CASES
 from podsrl import select
+from podsrl.trl import sharded
 
 TESTS = Path(__file__).resolve().parents[1]
 Found = list[dict[str, Any]]
@@ -157,3 +159,25 @@ def test_adapters_alone_are_trained(two: Found) -> None:
     weights = two[0]["lora"]["weights"]
     changed = [name for name, weight in weights.items() if "lora_B" in name and weight.any()]
     assert changed  # they start at 0
+
+
+@pytest.mark.parametrize(
+    ("version", "precision", "memory", "told"),
+    [
+        (2, "bf16", 4_000_000, None),  # a million weights of 2 bytes are half of it
+        (2, "bf16", 3_999_999, "more than 50%"),
+        (2, "no", 4_000_000, "more than 50%"),
+        (1, "bf16", 4_000_000, "version 1"),
+    ],
+)
+def test_weights_too_large_for_a_device_are_not_gathered(
+    version: int, precision: str, memory: int, told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host: Any = SimpleNamespace(
+        _dist=SimpleNamespace(fsdp_version=version),
+        accelerator=SimpleNamespace(mixed_precision=precision, device="cpu"),
+        model=torch.nn.Linear(1000, 1000, bias=False),
+    )
+    monkeypatch.setattr(sharded, "_memory_bytes", lambda _: memory)
+    reason = sharded.why_not_whole(host)
+    assert reason is None if told is None else told in str(reason)

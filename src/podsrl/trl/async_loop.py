@@ -58,6 +58,30 @@ class PodsRolloutWorker(AsyncRolloutWorker):
     """TRL's worker with `PodsRolloutLoop` in its child process; takes its two arguments besides."""
 
     _loop_cls = PodsRolloutLoop
+    _process: Any
+    """TRL's: the child process; None while there is none."""
+
+    def check_health(self, stale_after_s: float) -> None:
+        super().check_health(stale_after_s)
+        # A child that raised has told so; one that was killed tells nothing, and TRL would wait
+        # for its heartbeat to be `stale_after_s` old, 300 s by default.
+        if self._process is not None and self._process.exitcode is not None:
+            raise RuntimeError(
+                "The child process that asks vLLM for rollouts ended by itself (exit code "
+                f"{self._process.exitcode}; below 0 it is the signal that ended it, and -9 is most "
+                "often a machine out of memory). What it printed stands above."
+            )
+
+    def stop(self) -> None:
+        process = self._process
+        if process is None or (process.exitcode is None and not self._failed_event.is_set()):
+            super().stop()
+            return
+        # TRL would set an event that a thread of the child waits for, and a process-shared event
+        # waits in turn for each who waits to say that he has woken: a dead child never does.
+        process.kill()
+        process.join()
+        self._process = None
 
 
 def keep(
