@@ -35,12 +35,11 @@ def test_every_extra_brings_its_module() -> None:
     for module, extra in extras.EXTRAS.items():
         (requirement,) = optional[extra]
         name = re.split(r"[<>=]", requirement)[0].replace("-", "_")
-        assert name == module
+        assert name == {"sklearn": "scikit_learn"}.get(module, module)
         assert extra in re.split(r"[\[\],]", optional["all"][0])
         assert importlib.util.find_spec(module) is not None  # dev brings all of them
-    assert not {re.split(r"[<>=]", r)[0].replace("-", "_") for r in PROJECT["dependencies"]} & set(
-        extras.EXTRAS
-    )
+    needed = {re.split(r"[<>=]", each)[0].replace("-", "_") for each in PROJECT["dependencies"]}
+    assert not needed & {*extras.EXTRAS, "scikit_learn"}
 
 
 def told(capsys: pytest.CaptureFixture[str], *words: object) -> str:
@@ -61,6 +60,7 @@ def test_the_remedy_is_told_before_anything_is_done(
     curves.write_text("setting,run,hours,ans_acc_mean\na,1,0,0.1\na,1,1,0.2\n")
     assert "pip install 'podsrl[figures]'" in told(capsys, "report", curves)
     assert "'podsrl[figures]'" in told(capsys, "plan", recipe, "--figure", "gains.svg")
+    assert "podsrl tune needs sklearn: pip install 'podsrl[tune]'" in told(capsys, "tune", recipe)
     monkeypatch.setenv("PODSRL_CACHE", str(tmp_path))
     monkeypatch.setattr(models, "_packaged_file", lambda: tmp_path / "model.gguf")
     with pytest.raises(ValueError, match=r"smollm2-135m needs gguf: pip install 'podsrl\[packaged"):

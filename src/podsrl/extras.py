@@ -10,6 +10,7 @@ EXTRAS = {
     "reasoning_gym": "gym",
     "gguf": "packaged",
     "shtab": "completion",
+    "sklearn": "tune",
 }
 
 

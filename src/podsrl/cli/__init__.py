@@ -14,6 +14,7 @@ VERBS = {
     "compare": "run arms at equal wall-clock, seed by seed, and evaluate all alike",
     "report": "compare arms at equal training time: a page with figures and intervals",
     "plan": "measure a recipe on this machine and propose n, m and the micro-batch",
+    "tune": "look for the settings that learn most at equal training time, and confirm them",
     "evaluate": "measure a model on a task: accuracy, format, length, with 95 % intervals",
     "view": "write a page of a run's rollouts: rewards, kept or dropped and why",
     "select": "show which rollouts each rule keeps for the rewards in a file",

@@ -119,7 +119,7 @@ def load_comparison(path: Path, changes: Mapping[str, Any] | None = None) -> Com
         raise ValueError(f"comparison {path} does not exist: give a YAML file")
     content = read_yaml(path)
     check_names("field", content, FIELDS, "see docs/compare.md")
-    base = _recipe(content.get("recipe") or {}, path.parent) | dict(changes or {})
+    base = base_settings(content.get("recipe") or {}, path.parent) | dict(changes or {})
     arms = {
         name: arm_settings(name, beside(own, path.parent), base)
         for name, own in _arms(content).items()
@@ -143,7 +143,7 @@ def load_comparison(path: Path, changes: Mapping[str, Any] | None = None) -> Com
             unit=budget.unit,
         ),
     )
-    _check_arms(comparison.runs(seeds=comparison.seeds[:1]))
+    check_arms(comparison.runs(seeds=comparison.seeds[:1]))
     return comparison
 
 
@@ -200,8 +200,12 @@ def _check_same(what: str, old: Any, new: Any, path: Path) -> None:
         )
 
 
-def _recipe(recipe: Any, folder: Path) -> Settings:
-    """Base settings, from a mapping or a recipe file beside the comparison or under the cwd."""
+def base_settings(recipe: Any, folder: Path) -> Settings:
+    """Return what all arms share: a mapping, or a recipe file beside this one or under the cwd.
+
+    Raises `ValueError` for a file that is not there, and for settings that no run has or that are
+    set for all runs alike.
+    """
     if isinstance(recipe, str):
         paths = [folder / recipe, Path(recipe)]
         found = next((path for path in paths if path.is_file()), None)
@@ -248,7 +252,11 @@ def _is_folder_name(name: Any) -> bool:
     return not odd and name not in TAKEN_NAMES
 
 
-def _check_arms(runs: Sequence[PlannedRun]) -> None:
+def check_arms(runs: Sequence[PlannedRun]) -> None:
+    """Raise `ValueError` naming the arm for settings that `podsrl train` would refuse.
+
+    Takes no model; questions that several runs share are loaded once.
+    """
     loaded: dict[str, Any] = {}  # generating questions takes seconds
     for run in runs:
         questions = str([run.settings.get(name) for name in QUESTION_SETTINGS])

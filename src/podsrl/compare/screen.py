@@ -3,8 +3,9 @@
 import signal
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.status import Status
@@ -36,7 +37,7 @@ def work_on(
         Worker(runs, tell=screen.tell, environment=environment, retry_failed=retry_failed)
         for environment in environments
     ]
-    stopped = _work(workers, screen, console)
+    stopped = run_workers(workers, screen, console)
     states = [state_of(run) for run in runs]
     counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
     console.print(f"{counts}; everything is in {comparison.output_dir}", soft_wrap=True)
@@ -46,7 +47,17 @@ def work_on(
     return 0 if set(states) <= {"finished", "running"} else 1
 
 
-def _work(workers: Sequence[Worker], screen: "Screen", console: Console) -> bool:
+class Works(Protocol):
+    """What `run_workers` takes: a `Worker`, or what works and stops as one does."""
+
+    def work(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+def run_workers(
+    workers: Sequence[Works], screen: AbstractContextManager[object], console: Console
+) -> bool:
     """Let all workers work until they have ended; True when a signal stopped them."""
     stopped = threading.Event()
 

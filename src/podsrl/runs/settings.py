@@ -228,9 +228,10 @@ def default_settings() -> dict[str, Any]:
     }
 
 
-def setting_names() -> set[str]:
+@functools.cache
+def setting_names() -> frozenset[str]:
     """Every name that a recipe may set."""
-    return {field.name for owner in OWNERS for field in fields(owner) if field.init}
+    return frozenset(field.name for owner in OWNERS for field in fields(owner) if field.init)
 
 
 def parse_settings(settings: Mapping[str, Any]) -> tuple[RunArguments, PODSConfig, ModelConfig]:
