@@ -17,6 +17,11 @@ from podsrl.trl.objective_checks import (
 )
 
 
+def of_objective(help_text: str) -> Any:
+    """A field of some objectives alone, of which None is the objective's own value."""
+    return field(default=None, metadata={"help": help_text})
+
+
 @dataclass
 class PODSConfig(GRPOConfig):
     """GRPOConfig in which n rollouts are sampled per prompt and m = `num_generations` are trained.
@@ -75,57 +80,36 @@ class PODSConfig(GRPOConfig):
     )
 
     # Options of objectives over pairs; None takes the objective's own value.
-    pair_mode: str | None = field(
-        default=None,
-        metadata={
-            "help": "Pair objectives: 'extremes' pairs a group's i-th highest with its i-th lowest "
-            "kept reward, 'all' every two of different reward. Default: extremes."
-        },
+    pair_mode: str | None = of_objective(
+        "Pair objectives: 'extremes' pairs a group's i-th highest with its i-th lowest "
+        "kept reward, 'all' every two of different reward. Default: extremes."
     )
-    tdpo_alpha: float | None = field(
-        default=None,
-        metadata={"help": "objective='tdpo2': weight of the divergence. Default: 0.5."},
+    tdpo_alpha: float | None = of_objective(
+        "objective='tdpo2': weight of the divergence. Default: 0.5."
     )
-    bmc_delta: float | None = field(
-        default=None,
-        metadata={
-            "help": "objective='bmc': most that a token's weight grows where the rollouts of a "
-            "pair differ. Default: 2."
-        },
+    bmc_delta: float | None = of_objective(
+        "objective='bmc': most that a token's weight grows where the rollouts of a "
+        "pair differ. Default: 2."
     )
-    rbrm_alpha: float | None = field(
-        default=None,
-        metadata={
-            "help": "objective='rbrm': confidence in a pair is sigmoid(rbrm_alpha x difference of "
-            "its rewards). Default: 7.5."
-        },
+    rbrm_alpha: float | None = of_objective(
+        "objective='rbrm': confidence in a pair is sigmoid(rbrm_alpha x difference of "
+        "its rewards). Default: 7.5."
     )
-    sdpo_first_turn: int | None = field(
-        default=None,
-        metadata={"help": "objective='sdpo': first turn that is compared. Default: 0."},
+    sdpo_first_turn: int | None = of_objective(
+        "objective='sdpo': first turn that is compared. Default: 0."
     )
-    sdpo_num_turns: int | None = field(
-        default=None,
-        metadata={"help": "objective='sdpo': number of turns compared. Default: to the end."},
+    sdpo_num_turns: int | None = of_objective(
+        "objective='sdpo': number of turns compared. Default: to the end."
     )
-    veripo_policy_steps: int | None = field(
-        default=None,
-        metadata={
-            "help": "objective='veripo': steps of TRL's loss in turn with pairs. Default: 8."
-        },
+    veripo_policy_steps: int | None = of_objective(
+        "objective='veripo': steps of TRL's loss in turn with pairs. Default: 8."
     )
-    veripo_pair_steps: int | None = field(
-        default=None,
-        metadata={
-            "help": "objective='veripo': steps of pairs in turn with TRL's loss. Default: 2."
-        },
+    veripo_pair_steps: int | None = of_objective(
+        "objective='veripo': steps of pairs in turn with TRL's loss. Default: 2."
     )
-    veripo_drop_solved: float | None = field(
-        default=None,
-        metadata={
-            "help": "objective='veripo': share by which prompts that all n rollouts solve (first "
-            "reward function 1) count less in pair steps. Default: 0.8."
-        },
+    veripo_drop_solved: float | None = of_objective(
+        "objective='veripo': share by which prompts that all n rollouts solve (first "
+        "reward function 1) count less in pair steps. Default: 0.8."
     )
 
     # What is minimised on the kept rollouts.
@@ -144,23 +128,16 @@ class PODSConfig(GRPOConfig):
             "those without a reference."
         },
     )
-    rebel_eta: float | None = field(
-        default=None,
-        metadata={"help": "objective='rebel': nats that one unit of reward asks for. Default: 1."},
+    rebel_eta: float | None = of_objective(
+        "objective='rebel': nats that one unit of reward asks for. Default: 1."
     )
-    value_beta: float | None = field(
-        default=None,
-        metadata={
-            "help": "objective='astar_po': between the best (towards 0) and the mean reward "
-            "(large) of the reference as its value. Default: 0.5."
-        },
+    value_beta: float | None = of_objective(
+        "objective='astar_po': between the best (towards 0) and the mean reward "
+        "(large) of the reference as its value. Default: 0.5."
     )
-    num_reference_rollouts: int | None = field(
-        default=None,
-        metadata={
-            "help": "astar_po, qrpo: rollouts sampled once per prompt from the reference policy. "
-            f"Default: {DEFAULT_REFERENCE_ROLLOUTS}."
-        },
+    num_reference_rollouts: int | None = of_objective(
+        "astar_po, qrpo: rollouts sampled once per prompt from the reference policy. "
+        f"Default: {DEFAULT_REFERENCE_ROLLOUTS}."
     )
 
     # What is sampled and what is kept of it.
