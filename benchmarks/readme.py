@@ -113,9 +113,11 @@ def lead_sentence(against_grpo_ga: dict[str, Any]) -> str:
 
 
 def methods_table() -> str:
-    """Every method at equal training time on two seeds."""
+    """Every method at equal training time, and its paired difference to the baseline."""
     summary = summary_of("objectives")
-    rows = []
+    lines = (BENCHMARKS / "objectives" / "runs.jsonl").read_text().splitlines()
+    starts = [json.loads(line)["curve"]["accuracy"][0] for line in lines]
+    rows = [("(at the start)", "", f"{100 * sum(starts) / len(starts):.1f} %", "", "")]
     for name, arm in summary["arms"].items():
         accuracy = arm["measures"]["accuracy"]
         against = summary["against_baseline"].get(name)
@@ -126,10 +128,11 @@ def methods_table() -> str:
                 f"{arm['seconds_per_step']['value']:.2f}",
                 f"{100 * accuracy['final']['value']:.1f} %",
                 f"{100 * accuracy['peak']['value']:.1f} %",
-                f"{100 * end['value']:+.1f}" if end else "baseline",
+                points(end) if end else "baseline",
             )
         )
-    return table(("arm", "s a step", "at the end", "at its best", "minus baseline's"), rows)
+    head = ("arm", "s a step", "at the end", "at its best", "minus baseline's, 95 % interval")
+    return table(head, rows)
 
 
 def points(difference: dict[str, float]) -> str:

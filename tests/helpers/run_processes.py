@@ -101,6 +101,28 @@ def train_pooled(folder: str, output: str) -> dict[str, Any]:
     return record
 
 
+def train_on_pairs(folder: str, output: str) -> dict[str, Any]:
+    """One prompt a process; one that is easy has equal rewards, and no pair."""
+    trainer = build(
+        folder,
+        Path(output, "pairs"),
+        rewards=[reward_of_hard_questions],
+        objective="dpo",
+        per_device_train_batch_size=4,
+        max_steps=3,
+    )
+    own: list[dict[str, float]] = []
+    record = trainer.objective_step._record
+
+    def spy_record(metrics: dict[str, Any]) -> None:
+        own.append({name: value.item() for name, value in metrics.items()})
+        record(metrics)
+
+    trainer.objective_step._record = spy_record
+    trainer.train()
+    return {"own": own, "log_history": trainer.state.log_history}
+
+
 def train_by_clock(folder: str, output: str) -> dict[str, Any]:
     """Train and evaluate by the clock, which on the second process goes three times as fast."""
     trainer = build(folder, Path(output, "clock"), max_steps=200)
@@ -128,6 +150,7 @@ def train_by_clock(folder: str, output: str) -> dict[str, Any]:
 def main(folder: str, output: str, *cases: str) -> None:
     records = {case: train(folder, output, *map(int, case.split(":"))) for case in cases}
     records["pooled"] = train_pooled(folder, output)
+    records["pairs"] = train_on_pairs(folder, output)
     records["clock"] = train_by_clock(folder, output)
     rank = records[cases[0]]["rank"]
     Path(output, f"records-{rank}.json").write_text(json.dumps(records))

@@ -189,6 +189,14 @@ def test_settings_that_train_alike_may_change() -> None:
     assert told(changed_settings(old, {**new, "seed": 1})) == "seed 0 -> 1"
 
 
+def test_runs_of_qrpo_from_before_its_ties_were_a_setting_had_the_upper_ones() -> None:
+    old = {"objective": "qrpo", "seed": 0}
+    assert changed_settings(old, {**old, "qrpo_ties": "mid"}) == {"qrpo_ties": ["upper", "mid"]}
+    assert changed_settings(old, {**old, "qrpo_ties": "upper"}) == {}
+    other = {"objective": "agro", "seed": 0}
+    assert changed_settings(other, {**other, "qrpo_ties": None}) == {}
+
+
 @pytest.mark.parametrize(("scheduler", "differs"), [("constant", False), ("linear", True)])
 def test_max_steps_is_a_change_where_the_learning_rate_follows_it(
     scheduler: str, differs: bool

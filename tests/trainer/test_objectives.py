@@ -117,7 +117,7 @@ def test_gradients_do_not_depend_on_micro_batches(name: str, batches: list[Any])
     for trainer, inputs in batches:
         trainer.args.objective = name
         trainer.objective_step.objective = OBJECTIVES[name]
-        trainer.args.epsilon_high = None
+        trainer.args.epsilon_high, trainer.args.qrpo_ties = None, "mid"
         trainer.model.zero_grad()
         for batch in inputs:
             trainer._compute_loss(trainer.model, batch).backward()
@@ -266,6 +266,8 @@ def test_options_left_out_are_the_objectives_own() -> None:
         ({"objective": "agro", "advantage": "rloo"}, "reads rewards: leave them out"),
         ({"objective": "agro", "num_reference_rollouts": 4}, "num_reference_rollouts is 4, which"),
         ({"objective": "qrpo", "num_reference_rollouts": 0}, "needs at least 1"),
+        ({"objective": "qrpo", "qrpo_ties": "low"}, "qrpo_ties is 'low'; choose one of mid, upper"),
+        ({"objective": "agro", "qrpo_ties": "mid"}, "qrpo_ties is 'mid', which has no effect"),
         ({"objective": "qrpo", "sync_ref_model": True}, "needs sync_ref_model=False"),
         ({"objective": "qrpo", "use_vllm": True}, "needs use_vllm=False"),
     ],

@@ -1,5 +1,6 @@
 """Pair objectives through the real trainer: they train, resume, and get what they need."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,16 @@ def test_veripo_alternates_with_grpo(tiny_folder: str, tmp_path: Path) -> None:
     veripo = build(tiny_folder, tmp_path, objective="veripo", **schedule, **options)
     veripo.train()
     torch.testing.assert_close(weights(veripo), weights(grpo), rtol=0, atol=1e-7)
+    # The policy stage has a KL term of its own weight; pairs keep beta.
+    plain = {**options, "beta": 0.0, "num_iterations": 2}  # the second step has left the reference
+    pods = build(tiny_folder, tmp_path, objective="grpo", **plain)
+    pods.train()
+    for policy_beta, is_pods in ((0.0, True), (5.0, False)):
+        own = {**schedule, **plain, "beta": 0.1, "veripo_policy_beta": policy_beta}
+        apart = build(tiny_folder, tmp_path, objective="veripo", **own)
+        apart.train()
+        assert apart.beta == 0.1
+        assert torch.allclose(weights(apart), weights(pods), rtol=0, atol=1e-7) == is_pods
     longer = build(tiny_folder, tmp_path, objective="veripo", **schedule, max_steps=5)
     longer.train()
     stages = ["objective/num_pairs" in entry for entry in longer.state.log_history[:5]]
@@ -201,6 +212,23 @@ def test_all_rewards_equal_changes_no_weight(tiny_folder: str, tmp_path: Path) -
     assert torch.equal(weights(trainer), start)
     assert logged(trainer, "objective/num_pairs") == [0.0]
     assert logged(trainer, "objective/frac_no_pair") == [1.0]
+    # Without a pair there is no mean over pairs: it is not there, and no NaN either.
+    for name in ("pair_accuracy", "pair_margin"):
+        assert not any(f"objective/{name}" in entry for entry in trainer.state.log_history)
+
+
+def test_means_over_pairs_weigh_pairs_and_show_a_nan_of_real_pairs(
+    tiny_folder: str, tmp_path: Path
+) -> None:
+    trainer = build(tiny_folder, tmp_path, objective="dpo")
+    metrics = trainer._metrics["train"]
+    for num, mean in ((3.0, 0.5), (0.0, math.nan), (2.0, math.nan)):
+        values = {"num_pairs": num, "pair_accuracy": mean, "pair_margin": mean}
+        trainer.objective_step._record(
+            {f"objective/{name}": torch.tensor(value) for name, value in values.items()}
+        )
+    assert metrics["objective/num_pairs"] == [3.0, 0.0, 2.0]
+    assert metrics["objective/pair_accuracy"] == pytest.approx([0.5, math.nan], nan_ok=True)
 
 
 def test_an_adapter_on_the_output_layer_is_refused(tiny_folder: str, tmp_path: Path) -> None:
@@ -252,6 +280,8 @@ def test_options_left_out_are_the_objectives_own() -> None:
         ({"objective": "bmc", "bmc_delta": -1.0}, "bmc_delta is -1.0: choose at least 0"),
         ({"objective": "sdpo", "sdpo_num_turns": 0}, "sdpo_num_turns is 0: choose at least 1"),
         ({"objective": "veripo", "veripo_pair_steps": 0}, "veripo_pair_steps is 0"),
+        ({"objective": "veripo", "veripo_policy_beta": -1.0}, "veripo_policy_beta is -1.0"),
+        ({"objective": "dpo", "veripo_policy_beta": 0.0}, "veripo_policy_beta is 0.0, which has"),
         ({"objective": "veripo", "veripo_drop_solved": 2.0}, "veripo_drop_solved is 2.0: a share"),
         ({"objective": "dpo", "per_device_train_batch_size": 6}, "no multiple of num_generations"),
     ],

@@ -104,6 +104,22 @@ def test_two_processes_share_one_budget_and_refill_alike(
     assert first["log_history"][0]["loss"] == second["log_history"][0]["loss"] != 0
 
 
+def test_means_over_pairs_are_over_those_of_all_processes(
+    launched: tuple[Path, list[dict]],
+) -> None:
+    """A process without a pair says nothing, instead of making the step's mean a NaN."""
+    first, second = (record["pairs"] for record in launched[1])
+    kinds = set()
+    for *each, log in zip(first["own"], second["own"], first["log_history"], strict=False):
+        counts = [own["objective/num_pairs"] for own in each]
+        kinds.add(tuple(count > 0 for count in counts))
+        assert log["objective/num_pairs"] == sum(counts) / 2
+        for name in ("objective/pair_accuracy", "objective/pair_margin"):
+            total = sum(own[name] * n for own, n in zip(each, counts, strict=True) if n)
+            assert log.get(name) == (pytest.approx(total / sum(counts)) if any(counts) else None)
+    assert kinds & {(True, False), (False, True)}  # or nothing was tested
+
+
 def test_two_processes_end_by_one_clock(launched: tuple[Path, list[dict]]) -> None:
     folder, records = launched
     first, second = (record["clock"] for record in records)

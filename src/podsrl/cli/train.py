@@ -72,9 +72,10 @@ what is minimised
   --objective NAME        grpo (default: TRL's loss), sapg, agro, vargrad, rebel, qrpo, astar_po,
                           and on pairs dpo, tdpo1, tdpo2, bmc, rbrm, sdpo, veripo
   --beta B                strength of the pull to the reference policy
-  --rebel_eta, --value_beta, --num_reference_rollouts, --pair_mode, --tdpo_alpha, --bmc_delta,
-  --rbrm_alpha, --sdpo_first_turn, --sdpo_num_turns, --veripo_policy_steps, --veripo_pair_steps,
-  --veripo_drop_solved    of single objectives: docs/methods.md
+  --rebel_eta, --value_beta, --num_reference_rollouts, --qrpo_ties, --pair_mode, --tdpo_alpha,
+  --bmc_delta, --rbrm_alpha, --sdpo_first_turn, --sdpo_num_turns, --veripo_policy_steps,
+  --veripo_pair_steps, --veripo_policy_beta, --veripo_drop_solved   of single objectives:
+                          docs/methods.md
 
 when it ends, and what is measured and written
   --max_steps STEPS       optimizer steps

@@ -34,6 +34,9 @@ ENDS = ("max_steps", "num_train_epochs")
 # What a checkpoint was made with and cannot be loaded into otherwise.
 FIXED = ("optim", "model", "model_name_or_path", "use_peft", "lora_r", "lora_target_modules")
 
+# What a run of an older version did where it did not know the setting, by its objective.
+BEFORE = {"qrpo": {"qrpo_ties": "upper"}}
+
 Changes = dict[str, list[Any]]
 
 
@@ -41,11 +44,12 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> Changes:
     """Return the settings of which a resumed run would train otherwise: name -> [before, now].
 
     max_steps and num_train_epochs are among them where the learning rate or m follows them.
-    Settings that an older version did not know are left out.
+    Settings that an older version did not know are left out, but for those in BEFORE.
 
     Example: {"learning_rate": [3e-3, 1e-2]}.
     """
     old, new = (json.loads(json.dumps(settings, default=str)) for settings in (old, new))
+    old = BEFORE.get(str(old.get("objective")), {}) | old
     known = [name for name in new if name in old and name not in NO_TRAINING]
     if not _follows_the_end(new):
         known = [name for name in known if name not in ENDS]

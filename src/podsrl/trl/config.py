@@ -111,6 +111,10 @@ class PODSConfig(GRPOConfig):
         "objective='veripo': share by which prompts that all n rollouts solve (first "
         "reward function 1) count less in pair steps. Default: 0.8."
     )
+    veripo_policy_beta: float | None = of_objective(
+        "objective='veripo': weight of the KL term in the steps of TRL's loss; 0 for plain "
+        "grpo there. Default: beta."
+    )
 
     # What is minimised on the kept rollouts.
     objective: str = field(
@@ -134,6 +138,10 @@ class PODSConfig(GRPOConfig):
     value_beta: float | None = of_objective(
         "objective='astar_po': between the best (towards 0) and the mean reward "
         "(large) of the reference as its value. Default: 0.5."
+    )
+    qrpo_ties: str | None = of_objective(
+        "objective='qrpo': the quantile of rewards that are equal: 'mid' of them, or 'upper' end, "
+        "the published code's, weak with 0/1 rewards. Default: mid."
     )
     num_reference_rollouts: int | None = of_objective(
         "astar_po, qrpo: rollouts sampled once per prompt from the reference policy. "
@@ -265,7 +273,8 @@ class PODSConfig(GRPOConfig):
         objective = self.get_objective()
         if objective is None:
             return {}
-        names = [name for name in objective.options if name not in (objective.schedule or ())]
+        of_the_trainer = (*(objective.schedule or ()), objective.policy_beta)
+        names = [name for name in objective.options if name not in of_the_trainer]
         return {name: getattr(self, name) for name in names}
 
     def is_policy_stage(self, step: int) -> bool:

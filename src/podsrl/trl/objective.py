@@ -3,6 +3,8 @@
 Shape letters: B kept rows, T completion tokens, K rollouts of the reference per prompt.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,10 +13,12 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 from podsrl.core.objectives import KeptBatch, Objective
+from podsrl.core.objectives.pairs import MEANS_OVER_PAIRS, NUM_PAIRS
 from podsrl.trl.batch import GenerationBatch
 from podsrl.trl.dealing import GROUP, REWARDS
 from podsrl.trl.reference import ReferenceRewards
 from podsrl.trl.token_kl import TokenDivergence
+from podsrl.trl.twins import tell_sure_pairs
 
 # Entries of TRL's batch. They go through its shuffle and its split into micro-batches.
 NUM_ROWS = "objective_num_rows"
@@ -58,6 +62,7 @@ class ObjectiveStep:
         self.host, self.objective = host, objective
         self.reference, self.token_kl = reference, token_kl
         self.needs_whole_groups = objective.needs_whole_groups
+        self.knows_its_twin = host.args.objective != "rbrm"  # a twin of dpo on some rewards
 
     def is_on(self) -> bool:
         """Whether this step is the objective's; a schedule may give it to TRL's loss."""
@@ -70,6 +75,8 @@ class ObjectiveStep:
         """
         selection = batch.selection
         assert selection is not None and batch.rollouts is not None
+        if not self.knows_its_twin:
+            self.knows_its_twin = tell_sure_pairs(self.host, selection.rewards_PN)
         rows, device = batch.share(num_rows), self.host.accelerator.device
         group_B = selection.group_B[rows].to(device)
         rewards_B = selection.rewards_PN.flatten()[selection.kept_rows_B[rows]].to(device)
@@ -87,8 +94,14 @@ class ObjectiveStep:
             statistics[REFERENCE_HIDDEN] = self.token_kl.pop_hidden()
         return statistics
 
-    def loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        """The objective of one micro-batch; its metrics go to the host's."""
+    def loss(self, model: Any, inputs: dict[str, Any], trl_loss: Callable[..., Tensor]) -> Tensor:
+        """The objective of one micro-batch; its metrics go to the host's.
+
+        trl_loss: computes TRL's, in steps that a schedule gives to it.
+        """
+        if not self.is_on():
+            with self._policy_beta():
+                return trl_loss(model, inputs)
         batch, entropies_BT = self._kept_batch(model, inputs)
         loss, metrics = self.objective.function(batch, **self.host.args.objective_options())
         if batch.reference_log_probs_BT is not None:
@@ -97,6 +110,17 @@ class ObjectiveStep:
         metrics["entropy"] = batch.mean_over_tokens(entropies_BT.detach())
         self._record(metrics)
         return loss / self.host.current_gradient_accumulation_steps
+
+    @contextmanager
+    def _policy_beta(self) -> Iterator[None]:
+        """TRL's loss reads the weight of its KL term from the trainer: for a while, the stage's."""
+        before, name = self.host.beta, self.objective.policy_beta
+        if name is not None and getattr(self.host.args, name) is not None:
+            self.host.beta = getattr(self.host.args, name)
+        try:
+            yield
+        finally:
+            self.host.beta = before
 
     def _kept_batch(self, model: Any, inputs: dict[str, Any]) -> tuple[KeptBatch, Tensor]:
         completion_mask, num_tokens = inputs["completion_mask"], inputs["num_items_in_batch"]
@@ -143,8 +167,22 @@ class ObjectiveStep:
         return extras
 
     def _record(self, metrics: dict[str, Tensor]) -> None:
-        """Mean over processes, in one exchange."""
-        values = torch.stack([value.detach().float() for value in metrics.values()])
-        numbers = self.host.accelerator.reduce(values, reduction="mean").tolist()
-        for name, number in zip(metrics, numbers, strict=True):
-            self.host._metrics["train"][name].append(number)
+        """Mean over processes, in one exchange; over pairs where a metric is their mean.
+
+        What no process has a pair for is not logged, instead of a NaN for the whole step.
+        """
+        num_pairs = metrics.get(f"objective/{NUM_PAIRS}")
+        of_pairs = (
+            [f"objective/{name}" for name in MEANS_OVER_PAIRS] if num_pairs is not None else []
+        )
+        values = {name: value.detach().float() for name, value in metrics.items()}
+        for name in of_pairs:
+            # Not a product alone: 0 pairs have the mean NaN, and a NaN of real pairs must show.
+            values[name] = (values[name] * num_pairs).where(num_pairs > 0, 0.0)
+        means = self.host.accelerator.reduce(torch.stack([*values.values()]), reduction="mean")
+        numbers = dict(zip(values, means.tolist(), strict=True))
+        for name, number in numbers.items():
+            if name not in of_pairs:
+                self.host._metrics["train"][name].append(number)
+            elif numbers[f"objective/{NUM_PAIRS}"] > 0:
+                self.host._metrics["train"][name].append(number / numbers[f"objective/{NUM_PAIRS}"])

@@ -8,6 +8,7 @@ from trl import GRPOConfig
 from podsrl.core.combine import SUM_THEN_NORMALIZE
 from podsrl.core.objectives import OBJECTIVES, Objective
 from podsrl.core.objectives.pairing import PAIR_MODES
+from podsrl.core.objectives.regression import TIES
 from podsrl.core.select import RULES
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def _name_own(config: "PODSConfig") -> None:
 def check_objective(config: "PODSConfig") -> None:
     """Raise `ValueError` for what the objective and its options rule out."""
     _check_pairs(config)
+    if config.qrpo_ties not in (None, *TIES):
+        raise ValueError(f"qrpo_ties is {config.qrpo_ties!r}; choose one of {', '.join(TIES)}.")
     objective = config.get_objective()
     if objective is not None:
         _check_micro_batches(config, objective)
@@ -96,7 +99,7 @@ def _check_pairs(config: "PODSConfig") -> None:
         raise ValueError(
             f"pair_mode is {config.pair_mode!r}; choose one of {', '.join(PAIR_MODES)}."
         )
-    for name in ("tdpo_alpha", "bmc_delta", "rbrm_alpha", "sdpo_first_turn"):
+    for name in ("tdpo_alpha", "bmc_delta", "rbrm_alpha", "sdpo_first_turn", "veripo_policy_beta"):
         _check_at_least(config, name, 0)
     for name in ("sdpo_num_turns", "veripo_policy_steps", "veripo_pair_steps"):
         _check_at_least(config, name, 1)

@@ -16,6 +16,7 @@ from trl.trainer.utils import is_async_callable
 from podsrl.packing.log_probs import unwrap
 from podsrl.trl.config import PODSConfig
 from podsrl.trl.sampling import settings_or_why_generate
+from podsrl.trl.twins import tell_twin
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,10 @@ def refuse_arguments(arguments: dict[str, Any]) -> None:
 
 
 def refuse_trainer(host: GRPOTrainer) -> None:
-    """Raise for what only a built trainer shows: its model, its data set, its processes."""
+    """Raise for what only a built trainer shows: its model, its data set, its processes.
+
+    Warn where a word of the settings trains as another.
+    """
     if host.args.early_stop:
         _refuse_early_stop(host)
     if host.args.refill_constant_groups and not isinstance(host.train_dataset, Dataset):
@@ -79,6 +83,7 @@ def refuse_trainer(host: GRPOTrainer) -> None:
             "refill_constant_groups at 0."
         )
     _refuse_objective(host)
+    tell_twin(host)
     if host.accelerator.num_processes > MANY_PROCESSES and host.accelerator.is_main_process:
         _warn_of_exchange(host.args, host.accelerator.num_processes)
 

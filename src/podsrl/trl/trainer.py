@@ -258,8 +258,8 @@ class PODSTrainer(GRPOTrainer):
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         self._loss_inputs = inputs  # what the log-probs that the loss asks for are of
-        if self.objective_step and self.model.training and self.objective_step.is_on():
-            return self.objective_step.loss(model, inputs)
+        if self.objective_step and self.model.training:
+            return self.objective_step.loss(model, inputs, super()._compute_loss)
         return super()._compute_loss(model, inputs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

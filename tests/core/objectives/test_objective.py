@@ -284,11 +284,76 @@ def test_gradient_of_astar_po_at_the_reference() -> None:
 
 
 def test_quantiles_count_rewards_up_to_and_including() -> None:
-    found = quantiles(torch.tensor([[0.0, 1.0, -1.0, 0.5]]), torch.tensor([BINARY_K4]))
-    assert found.tolist() == [[0.75, 1.0, 0.0, 0.75]]
+    rewards, reference = torch.tensor([[0.0, 1.0, -1.0, 0.5]]), torch.tensor([BINARY_K4])
+    assert quantiles(rewards, reference, ties="upper").tolist() == [[0.75, 1.0, 0.0, 0.75]]
     nan = math.nan
-    with_nan = quantiles(torch.tensor([[0.0]]), torch.tensor([[0.0, 1.0, nan, nan]]))
-    assert with_nan.tolist() == [[0.5]]
+    with_nan = torch.tensor([[0.0, 1.0, nan, nan]])
+    assert quantiles(torch.tensor([[0.0]]), with_nan, ties="upper").tolist() == [[0.5]]
+    assert quantiles(torch.tensor([[0.0]]), with_nan).tolist() == [[0.25]]
+
+
+def test_mid_quantiles_count_half_of_the_equal_rewards() -> None:
+    # against (0, 0, 0, 1): 0 has 0 below and 3 up to it, so 1.5 / 4; 1 has 3 and 4, so 3.5 / 4
+    rewards, reference = torch.tensor([[0.0, 1.0, -1.0, 0.5, 2.0]]), torch.tensor([BINARY_K4])
+    assert quantiles(rewards, reference).tolist() == [[0.375, 0.875, 0.0, 0.75, 1.0]]
+    # one reference rollout: below, at and above it
+    assert quantiles(torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([[1.0]])).tolist() == [
+        [0.0, 0.5, 1.0]
+    ]
+    with pytest.raises(ValueError, match="ties is 'lower'; choose one of mid, upper"):
+        quantiles(rewards, reference, ties="lower")
+
+
+@pytest.mark.parametrize("num_right", range(1, 8))
+def test_right_and_wrong_are_half_a_quantile_apart_whatever_the_rate(num_right: int) -> None:
+    reference = torch.tensor([[1.0] * num_right + [0.0] * (8 - num_right)])
+    both = torch.tensor([[0.0, 1.0]])
+    assert quantiles(both, reference).diff().item() == 0.5
+    assert quantiles(both, reference, ties="upper").diff().item() == num_right / 8
+
+
+def test_mid_quantiles_are_upper_ones_with_ties_broken_at_random() -> None:
+    rng = torch.Generator().manual_seed(0)
+    reference = torch.tensor([[0.0, 0.0, 0.0, 1.0, 1.0, 2.0, 2.0, 2.0]], dtype=torch.float64)
+    own = reference.clone()
+    total = torch.zeros_like(own)
+    for _ in range(2000):
+        # the rollout itself among the reference's, its place among equals drawn uniformly
+        noise = 1e-6 * torch.rand(1, 8, generator=rng, dtype=torch.float64)
+        above = 1e-6 * torch.rand(1, 8, generator=rng, dtype=torch.float64)
+        total += quantiles(own + above, reference + noise, ties="upper")
+    torch.testing.assert_close(total / 2000, quantiles(own, reference), rtol=0, atol=0.02)
+
+
+def test_without_ties_mid_tends_to_upper() -> None:
+    rewards = torch.rand(1, 500, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    both = [quantiles(rewards, rewards, ties=ties) for ties in ("mid", "upper")]
+    torch.testing.assert_close(both[1] - both[0], torch.full_like(rewards, 1 / 1000))
+    z = [log_partition(rewards, beta=0.3, ties=ties).item() for ties in ("mid", "upper")]
+    assert z[1] - z[0] == pytest.approx(1 / 1000)
+    assert z[0] == pytest.approx(analytic(0.3), abs=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("num_right", "mid", "upper"),
+    [
+        (0, (5.0, 0.0), (0.0, 0.0)),
+        (1, (2.03, -2.97), (0.98, -0.27)),
+        (2, (1.37, -3.63), (1.17, -1.33)),
+        (4, (0.69, -4.31), (0.69, -4.31)),
+        (8, (0.0, -5.0), (0.0, -10.0)),
+    ],
+)
+def test_targets_of_right_and_wrong_answers_in_nats(
+    num_right: int, mid: tuple[float, float], upper: tuple[float, float]
+) -> None:
+    """What log-ratios are pulled to at beta 0.1 where so many of 8 reference rollouts are right."""
+    reference = torch.tensor([[1.0] * num_right + [0.0] * (8 - num_right)], dtype=torch.float64)
+    both = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    for ties, expected in (("mid", mid), ("upper", upper)):
+        log_z = log_partition(reference, beta=0.1, ties=ties)
+        targets = (quantiles(both, reference, ties=ties) - log_z) / 0.1
+        assert targets[0].tolist() == pytest.approx(expected, abs=5e-3)
 
 
 def analytic(beta: float) -> float:
@@ -305,13 +370,17 @@ def test_log_partition_without_ties_tends_to_the_papers() -> None:
 def test_log_partition_of_ties_is_not_the_papers() -> None:
     # q(wrong) = 0.75, q(right) = 1: 0.3 log((3 e^2.5 + e^(10/3)) / 4) = 0.8345 against 0.6279
     rewards = torch.tensor([BINARY_K4], dtype=torch.float64)
-    assert log_partition(rewards, beta=0.3).item() == pytest.approx(0.8345, abs=1e-4)
+    upper = {"ties": "upper"}
+    assert log_partition(rewards, beta=0.3, **upper).item() == pytest.approx(0.8345, abs=1e-4)
+    # mid: 0.3 log((3 e^1.25 + e^(0.875 / 0.3)) / 4)
+    assert log_partition(rewards, beta=0.3).item() == pytest.approx(0.5938, abs=1e-4)
     assert analytic(0.3) == pytest.approx(0.6279, abs=1e-4)
     # at beta 0.01: 1 - 0.01 log 4 = 0.9861 against 1 + 0.01 log 0.01 = 0.9539
-    offset = log_partition(rewards, beta=0.01).item() - analytic(0.01)
+    offset = log_partition(rewards, beta=0.01, **upper).item() - analytic(0.01)
     assert offset == pytest.approx(0.0322, abs=1e-4)
     # no overflow where exp(1 / beta) has one
-    assert log_partition(rewards.float(), beta=1e-4).item() == pytest.approx(0.9999, abs=1e-4)
+    at_the_edge = log_partition(rewards.float(), beta=1e-4, **upper).item()
+    assert at_the_edge == pytest.approx(0.9999, abs=1e-4)
 
 
 def test_the_published_approximation_of_log_z() -> None:
@@ -320,20 +389,24 @@ def test_the_published_approximation_of_log_z() -> None:
         assert beta * math.log(beta) + 1 - analytic(beta) == pytest.approx(error, rel=0.02)
 
 
+@pytest.mark.parametrize("ties", ["mid", "upper"])
 @pytest.mark.parametrize("beta", [0.05, 0.3])
-def test_the_target_policy_of_qrpo_has_total_probability_one(beta: float) -> None:
+def test_the_target_policy_of_qrpo_has_total_probability_one(beta: float, ties: str) -> None:
     rewards = torch.tensor([[0.0, 0.0, 0.5, 1.0, 1.0, 1.0, 2.0, 3.0]], dtype=torch.float64)
-    exponent = (quantiles(rewards, rewards) - log_partition(rewards, beta=beta)) / beta
+    own = quantiles(rewards, rewards, ties=ties)
+    exponent = (own - log_partition(rewards, beta=beta, ties=ties)) / beta
     assert exponent.exp().mean().item() == pytest.approx(1.0)
 
 
 def test_qrpo_by_hand_and_at_its_optimum() -> None:
     extras = {"reference_rewards": torch.tensor([BINARY_K4] * 2, dtype=torch.float64)}
-    # q - beta log Z: 1 - 0.83448 = 0.16552 and 0.75 - 0.83448 = -0.08448
-    loss, _ = qrpo(make([0.0, 0.0], [1, 0], extras=extras), beta=0.3)
-    assert loss.item() == pytest.approx((0.16552**2 + 0.08448**2) / 2, abs=1e-5)
-    optimum = [0.16552 / 0.3, -0.08448 / 0.3]
-    assert qrpo(make(optimum, [1, 0], extras=extras), beta=0.3)[0].item() < 1e-9
+    # q - beta log Z: 0.875 - 0.59379 and 0.375 - 0.59379; upper 1 - 0.83448 and 0.75 - 0.83448
+    for ties, right, wrong in (("mid", 0.28121, -0.21879), ("upper", 0.16552, -0.08448)):
+        options = {"beta": 0.3, "qrpo_ties": ties}
+        loss, _ = qrpo(make([0.0, 0.0], [1, 0], extras=extras), **options)
+        assert loss.item() == pytest.approx((right**2 + wrong**2) / 2, abs=1e-5)
+        optimum = [right / 0.3, wrong / 0.3]
+        assert qrpo(make(optimum, [1, 0], extras=extras), **options)[0].item() < 1e-9
 
 
 def test_gradient_of_qrpo_at_the_reference() -> None:

@@ -41,6 +41,8 @@ class Objective:
             its log-probs.
         schedule: names of two of the options, which `function` does not receive: TRL's own loss for
             the first's number of steps, `function` for the second's, and again.
+        policy_beta: name of an option, which `function` does not receive either: the weight of the
+            KL term in TRL's steps of a schedule. Where it is left at None, `beta`.
     """
 
     function: Callable[..., tuple[Tensor, dict[str, Tensor]]]
@@ -53,6 +55,7 @@ class Objective:
     needs_accuracy: bool = False
     is_zero_without_advantage: bool = False
     schedule: tuple[str, str] | None = None
+    policy_beta: str | None = None
 
 
 PAIRS: dict[str, float | str | None] = {"beta": 0.1, "pair_mode": "extremes"}
@@ -62,7 +65,7 @@ OBJECTIVES: dict[str, Objective] = {
     "astar_po": Objective(
         astar_po, {"beta": 1e-3, "value_beta": 0.5}, needs_reference_rewards=True
     ),
-    "qrpo": Objective(qrpo, {"beta": 0.1}, needs_reference_rewards=True),
+    "qrpo": Objective(qrpo, {"beta": 0.1, "qrpo_ties": "mid"}, needs_reference_rewards=True),
     "rebel": Objective(rebel, {"rebel_eta": 1.0}, needs_reference=False, needs_whole_groups=True),
     "vargrad": Objective(vargrad, {"beta": 0.1}, needs_whole_groups=True),
     "sapg": Objective(
@@ -84,10 +87,17 @@ OBJECTIVES: dict[str, Objective] = {
     ),
     "veripo": Objective(
         veripo,
-        PAIRS | {"veripo_drop_solved": 0.8, "veripo_policy_steps": 8, "veripo_pair_steps": 2},
+        {
+            **PAIRS,
+            "veripo_drop_solved": 0.8,
+            "veripo_policy_steps": 8,
+            "veripo_pair_steps": 2,
+            "veripo_policy_beta": None,
+        },
         needs_whole_groups=True,
         needs_advantages=True,
         needs_accuracy=True,
         schedule=("veripo_policy_steps", "veripo_pair_steps"),
+        policy_beta="veripo_policy_beta",
     ),
 }

@@ -25,6 +25,10 @@ from podsrl.core.objectives.pairing import Pairs, pair_rows
 
 Result = tuple[Tensor, dict[str, Tensor]]
 
+# Metrics that are means over pairs, and the metric that counts these.
+MEANS_OVER_PAIRS = ("pair_accuracy", "pair_margin")
+NUM_PAIRS = "num_pairs"
+
 
 def dpo(batch: KeptBatch, *, beta: float, pair_mode: str = "extremes") -> Result:
     """-log sigmoid(beta * margin), the mean over each group's pairs.
@@ -40,7 +44,8 @@ def dpo(batch: KeptBatch, *, beta: float, pair_mode: str = "extremes") -> Result
     Returns:
         The loss, mean over rows, and metrics: `num_pairs`; `frac_no_pair`, the share of possible
         pairs lost to equal rewards; `pair_accuracy`, the share of pairs with a margin above 0;
-        `pair_margin`, the mean of beta * margin. The last two are NaN without any pair.
+        `pair_margin`, the mean of beta * margin. The last two are NaN without any pair; logs leave
+        them out then.
 
     Edge cases:
         Equal rewards make no pair; a batch without pairs has loss 0 and gradient 0.

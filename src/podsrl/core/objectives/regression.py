@@ -101,25 +101,31 @@ def astar_po(batch: KeptBatch, *, beta: float, value_beta: float) -> Result:
     return loss, {"optimal_value": batch.mean_over_rows(value_B)}
 
 
-def qrpo(batch: KeptBatch, *, beta: float) -> Result:
+def qrpo(batch: KeptBatch, *, beta: float, qrpo_ties: str = "mid") -> Result:
     """Squared error (q - beta log Z - beta * lr)^2, q the reward's quantile under the reference.
 
-    QRPO, arXiv 2507.08068, algorithm 1. q is the share of the reference's rewards for the prompt
-    that are at most r. The paper's Z assumes rewards without ties; here it is the mean of
-    exp(q / beta) over the reference's own rollouts, which is right for ties (0/1 rewards) too and
-    tends to beta (exp(1 / beta) - 1), the paper's, without them.
+    QRPO, arXiv 2507.08068, algorithm 1, for rewards with ties: `quantiles` says what q is then. The
+    paper's Z assumes rewards without ties; here it is the mean of exp(q / beta) over the
+    reference's own rollouts, which is right for ties (0/1 rewards) too and tends to
+    beta (exp(1 / beta) - 1), the paper's, without them.
 
     Reads extras["reference_rewards"], (B, K). Prompts whose reference rewards are all NaN are left
-    out. A reward above all of the reference's has the quantile of its highest.
+    out. A reward above all of the reference's has the quantile 1.
 
-    Example: reward 1, log-ratio 0, reference rewards (0, 0, 0, 1), beta 0.3: q = 1, Z the mean of
-    exp(0.75 / 0.3) three times and exp(1 / 0.3) once, beta log Z = 0.8345, so 0.0274.
+    Args:
+        batch: with reference log-probs and those rewards.
+        beta: > 0, in units of quantile per nat.
+        qrpo_ties: a key of `TIES`.
+
+    Example: reward 1, log-ratio 0, reference rewards (0, 0, 0, 1), beta 0.3: q = 0.875, Z the mean
+    of exp(0.375 / 0.3) three times and exp(0.875 / 0.3) once, beta log Z = 0.5938, so 0.0791. With
+    "upper" q = 1, Z the mean of exp(0.75 / 0.3) thrice and exp(1 / 0.3), 0.8345, so 0.0274.
     """
     log_ratio_B = batch.log_ratio_B()
     reference_BK = batch.extras["reference_rewards"]
-    quantile_B1 = quantiles(batch.scored_rewards_B[:, None], reference_BK)
-    target_B1 = quantile_B1 - log_partition(reference_BK, beta=beta)[:, None]
-    target_B = target_B1[:, 0].to(log_ratio_B.dtype)
+    quantile_B1 = quantiles(batch.scored_rewards_B[:, None], reference_BK, ties=qrpo_ties)
+    log_z_B1 = log_partition(reference_BK, beta=beta, ties=qrpo_ties)[:, None]
+    target_B = (quantile_B1 - log_z_B1)[:, 0].to(log_ratio_B.dtype)
     known_B = ~target_B.isnan()
     error_B = target_B.nan_to_num(nan=0.0) - beta * log_ratio_B
     loss = batch.mean_over_rows(error_B.square() * known_B)
@@ -138,25 +144,40 @@ def optimal_value(reference_rewards_BK: Tensor, *, value_beta: float) -> Tensor:
     return value_beta * _log_mean_exp(reference_rewards_BK / value_beta)
 
 
-def quantiles(rewards_BR: Tensor, reference_rewards_BK: Tensor) -> Tensor:
-    """Share of the reference's rewards that are at most the reward, (B, R).
+TIES = ("mid", "upper")
 
-    NaN reference rewards are left out; NaN where all are. NaN rewards have quantile 0.
 
-    Example: rewards (0, 1) against (0, 0, 0, 1): (0.75, 1).
+def quantiles(rewards_BR: Tensor, reference_rewards_BK: Tensor, *, ties: str = "mid") -> Tensor:
+    """Quantile of each reward among the reference's, (B, R), between 0 and 1.
+
+    "upper" is the share of the reference's rewards that are at most the reward, as in QRPO's
+    published code; "mid" the mean of that share and of the share that are below it: what the former
+    is on average where ties are broken at random. Without ties the two differ by at most 1/(2 K).
+    With 0/1 rewards and the share p of the reference's right, right and wrong are 1/2 apart in
+    "mid", whatever p is, and p apart in "upper".
+
+    NaN reference rewards are left out; NaN where all are. NaN rewards have quantile 0. Raises
+    `ValueError` for another word than those of `TIES`.
+
+    Example: rewards (0, 1) against (0, 0, 0, 1): (0.375, 0.875), with "upper" (0.75, 1).
     """
-    known_B1K = ~reference_rewards_BK.isnan()[:, None]
-    at_most_BR = (reference_rewards_BK[:, None] <= rewards_BR[:, :, None]).sum(dim=-1)
+    if ties not in TIES:
+        raise ValueError(f"ties is {ties!r}; choose one of {', '.join(TIES)}.")
+    rewards_BR1, reference_B1K = rewards_BR[:, :, None], reference_rewards_BK[:, None]
+    count_BR = (reference_B1K <= rewards_BR1).sum(dim=-1)
     wide = torch.promote_types(reference_rewards_BK.dtype, torch.float32)
-    return at_most_BR.to(wide) / known_B1K.sum(dim=-1).to(wide)
+    count_BR = count_BR.to(wide)
+    if ties == "mid":
+        count_BR = (count_BR + (reference_B1K < rewards_BR1).sum(dim=-1)) / 2
+    return count_BR / (~reference_B1K.isnan()).sum(dim=-1).to(wide)
 
 
-def log_partition(reference_rewards_BK: Tensor, *, beta: float) -> Tensor:
+def log_partition(reference_rewards_BK: Tensor, *, beta: float, ties: str = "mid") -> Tensor:
     """beta log Z = beta log mean exp(q / beta) over the reference's own quantiles, (B,).
 
-    Example: rewards (0, 0, 0, 1), beta 0.3: 0.8345.
+    Example: rewards (0, 0, 0, 1), beta 0.3: 0.5938; with ties "upper" 0.8345.
     """
-    own_BK = quantiles(reference_rewards_BK, reference_rewards_BK)
+    own_BK = quantiles(reference_rewards_BK, reference_rewards_BK, ties=ties)
     own_BK = own_BK.masked_fill(reference_rewards_BK.isnan(), torch.nan)
     return beta * _log_mean_exp(own_BK / beta)
 
