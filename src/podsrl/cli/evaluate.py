@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from podsrl.cli.parser import VerbParser, errors_in_one_line
 from podsrl.cli.questions import add_question_flags, as_trained, given
+from podsrl.cli.switching import check_models, evaluate_all, print_switch
 from podsrl.models import DEFAULT_MODEL, DTYPES, load_model, load_tokenizer, resolve_model
 from podsrl.tasks import TASKS, Task
 from podsrl.tasks.questions import QuestionArguments, as_rewarded, named_task, prompts_of
@@ -20,13 +21,15 @@ DESCRIPTION = """Measure a model on a task: accuracy, format and length, each wi
 
 Every problem is answered once greedily. With --samples K it is also answered K times at
 --temperature, which adds the mean accuracy, the majority vote (maj@K) and the chance that one of
-k answers is right (pass@k)."""
+k answers is right (pass@k). With several --model and --switch T the next model is asked where fewer
+than the share T of a model's samples agree: what that wins and saves, beside each model's vote."""
 EXAMPLES = f"""tasks: {", ".join(TASKS)}
   reasoning_gym and jsonl take what to use after a colon: reasoning_gym:leg_counting, jsonl:my.jsonl
 
 examples:
   podsrl evaluate                                        the packaged model on 256 sums
   podsrl evaluate --model runs/my-run/model --samples 8  a trained model, with maj@8 and pass@8
+  podsrl evaluate --model a --model b --samples 8 --switch 1.0   b answers where a is unsure
   podsrl evaluate --task gsm8k --data gsm8k_folder --limit 16
   podsrl evaluate --task reasoning_gym:leg_counting --task-argument max_animals=3
 
@@ -46,15 +49,27 @@ LABELS = {
 def main(argv: list[str] | None) -> int:
     """Evaluate, print the table, write the files; 2 with one line on a mistake in the options."""
     options = build_parser().parse_args(argv)
-    questions, note = as_trained(options.model, _settings(options))
+    options.model = options.model or [DEFAULT_MODEL]
+    questions, note = as_trained(options.model[0], _settings(options))
     arguments = QuestionArguments(**questions)
     task, output = check(options, arguments)
     if note:
         print(note)
-    evaluation = _run(options, task)
-    evaluation.settings.update(prompts_of(arguments))
-    evaluation.save(output)
-    _print_table(evaluation, output)
+
+    def evaluate_one(model: str, seed: int) -> "Evaluation":
+        evaluation = _run(options, task, model, seed)
+        evaluation.settings.update(prompts_of(arguments))
+        return evaluation
+
+    if options.switch is None:
+        evaluation = evaluate_one(options.model[0], options.seed)
+        evaluation.save(output)
+        _print_table(evaluation, output)
+        return 0
+    evaluations, content = evaluate_all(options, evaluate_one, output)
+    for number, evaluation in enumerate(evaluations):
+        _print_table(evaluation, output / f"model-{number + 1}")
+    print_switch(content, output)
     return 0
 
 
@@ -62,10 +77,17 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the verb."""
     parser = VerbParser("evaluate", description=DESCRIPTION, epilog=EXAMPLES)
     add = parser.add_argument
-    add("--model", default=DEFAULT_MODEL, help="hub id, folder, or %(default)s (the default)")
+    models = f"hub id, folder, or {DEFAULT_MODEL} (the default); several times with --switch"
+    add("--model", action="append", help=models)
     add("--split", default="test", choices=("train", "test"), help="default: %(default)s")
     add("--limit", type=int, default=256, help="problems; 0 means all (default: %(default)s)")
     add("--samples", type=int, default=0, metavar="K", help="sampled answers per problem")
+    add(
+        "--switch",
+        type=float,
+        metavar="T",
+        help="ask the next --model where fewer than this share of the samples agree (1.0, say)",
+    )
     add("--temperature", type=float, default=1.0, help="of the samples (default: %(default)s)")
     add("--max-new-tokens", type=int, metavar="N", help="length limit (default: the task's)")
     add("--batch-size", type=int, default=64, help="answers at a time (default: %(default)s)")
@@ -108,13 +130,15 @@ def check(options: argparse.Namespace, questions: QuestionArguments) -> tuple[Ta
         batch_size=options.batch_size,
     )
     _device(options.device)
-    resolve_model(options.model)
+    check_models(options)
+    for model in options.model:
+        resolve_model(model)
     task = named_task(questions, seed=options.seed)
     task = as_rewarded(task, questions, task.rows(options.split, 1))
     return task, _output_folder(options.output, str(questions.task))
 
 
-def _run(options: argparse.Namespace, task: Task) -> "Evaluation":
+def _run(options: argparse.Namespace, task: Task, name: str, seed: int) -> "Evaluation":
     from rich.console import Console
 
     from podsrl.evaluate import evaluate
@@ -122,8 +146,8 @@ def _run(options: argparse.Namespace, task: Task) -> "Evaluation":
 
     device = _device(options.device)
     dtype = options.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
-    tokenizer = load_tokenizer(options.model)
-    model: Any = load_model(options.model, dtype=dtype).to(device)
+    tokenizer = load_tokenizer(name)
+    model: Any = load_model(name, dtype=dtype).to(device)
     with progress_bar(Console(), "answers") as report:
         evaluation = evaluate(
             model,
@@ -135,10 +159,10 @@ def _run(options: argparse.Namespace, task: Task) -> "Evaluation":
             temperature=options.temperature,
             max_new_tokens=options.max_new_tokens,
             batch_size=options.batch_size,
-            seed=options.seed,
+            seed=seed,
             progress=report,
         )
-    evaluation.settings.update(model=options.model, dtype=dtype, device=device)
+    evaluation.settings.update(model=name, dtype=dtype, device=device)
     return evaluation
 
 
