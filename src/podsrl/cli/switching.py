@@ -75,9 +75,9 @@ def print_switch(content: dict[str, Any], output: Path) -> None:
     table = Table(title=title, caption=f"{content['num_problems']} problems, the same draws")
     for column in ("vote", "samples", "right", "95 % interval", "switch minus it"):
         table.add_column(column, justify="left" if column == "vote" else "right")
-    for number, model in enumerate(settings["models"]):
+    for number in range(len(settings["models"])):
         of = content["majority"][number], content["minus_majority"][number]
-        table.add_row(f"maj@{num} of {model}", str(num), *_cells(*of))
+        table.add_row(f"maj@{num} of model {number + 1}", str(num), *_cells(*of))
     most = str(content["most_samples"])
     table.add_row("all, plain", most, *_cells(content["all"]))
     table.add_row(

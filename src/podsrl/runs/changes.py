@@ -49,7 +49,7 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> Changes:
     Example: {"learning_rate": [3e-3, 1e-2]}.
     """
     old, new = (json.loads(json.dumps(settings, default=str)) for settings in (old, new))
-    old = BEFORE.get(str(old.get("objective")), {}) | old
+    old = {**BEFORE.get(str(old.get("objective")), {}), **old}
     known = [name for name in new if name in old and name not in NO_TRAINING]
     if not _follows_the_end(new):
         known = [name for name in known if name not in ENDS]

@@ -177,6 +177,7 @@ class ObjectiveStep:
         )
         values = {name: value.detach().float() for name, value in metrics.items()}
         for name in of_pairs:
+            assert num_pairs is not None
             # Not a product alone: 0 pairs have the mean NaN, and a NaN of real pairs must show.
             values[name] = (values[name] * num_pairs).where(num_pairs > 0, 0.0)
         means = self.host.accelerator.reduce(torch.stack([*values.values()]), reduction="mean")

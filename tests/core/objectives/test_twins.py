@@ -43,7 +43,7 @@ def batch_of(*, at_reference: bool = False, at_old: bool = False) -> KeptBatch:
 
 
 def gradient(loss: Tensor, batch: KeptBatch) -> Tensor:
-    return torch.autograd.grad(loss, batch.log_probs_BT)[0]
+    return torch.autograd.grad(loss, batch.log_probs_BT, retain_graph=True)[0]
 
 
 def assert_same(one: Tensor, other: Tensor, batch: KeptBatch, *, factor: float = 1.0) -> None:
