@@ -35,17 +35,20 @@ Plan = list[list[list[int]]]
 """Rows, counted over all processes, of each process's micro-batches."""
 
 
-def deal(batches: list[dict[str, Any]], args: PODSConfig, *, whole: bool) -> list[dict[str, Any]]:
+def deal(
+    batches: list[dict[str, Any]], args: PODSConfig, *, whole: bool, sees: bool = False
+) -> list[dict[str, Any]]:
     """This process's micro-batches of one generation batch, dealt out anew; all processes call it.
 
     Rows move between processes where `skip_dead_rows` is on, a row is dead, the loss does not mind,
     and the slowest process then has less to read. Each process has as many rows as before.
 
     whole: as of `deal_by_prompt`.
+    sees: whether the model reads images. Its dead rows are read, so that none need move; that one
+        process's batch has no image must not decide it, as all have to do the same.
     """
     # Images of a row are as many rows of pixels as they have patches: lists by row meanwhile.
     batches = [split_pixel_values_by_grid(batch) for batch in batches]
-    sees = "pixel_values" in batches[0]
     skips_dead = bool(args.skip_dead_rows) and not sees  # such rows are read whole
     dealt = None
     if skips_dead and PartialState().num_processes > 1 and rows_may_change_process(args):

@@ -145,7 +145,7 @@ class PODSTrainer(GRPOTrainer):
             return inputs
         if len(batches) < 2 and alone:
             return inputs
-        self._buffered_inputs = deal(batches, self.args, whole=whole)
+        self._buffered_inputs = deal(batches, self.args, whole=whole, sees=self._is_vlm)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
