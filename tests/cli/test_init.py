@@ -63,6 +63,9 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], str, list[str], int, str]] = {
               "accuracy says little of whole texts"),
     "chat": ("chat.jsonl", chats("Paris", "Be brief."), "text", ["reward.py:overlap"], 256,
              "your messages ask for no <answer> tags"),
+    "other names": ("names.jsonl", [{"ID": i, "Problem": f"{i}?", "level": 1, "Solution": i}
+                                    for i in range(NUM)],
+                    "number", ["correctness", "reward.py:closeness"], 128, "Solution: all numbers"),
     "chat with tags": ("tags.jsonl", chats("Paris", "Write <answer>it</answer>."), "tags",
                        ["correctness", "reward.py:likeness"], 256, "chat messages, used as they"),
 }  # fmt: skip
@@ -136,6 +139,29 @@ def test_train_and_test_files_are_taken_together(
     assert recipe["max_steps"] == 20  # 50 questions, 4 a step, are 13
 
 
+def test_columns_by_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"question": f"No. {i}", "terms": f"{i}, 1", "answer": "x", "sum": i} for i in range(40)
+    ]
+    write(tmp_path / "sums.jsonl", rows)
+    assert main(["init", "sums.jsonl", "--question", "terms", "--answer", "sum"]) == 0
+    recipe = yaml.safe_load((tmp_path / "sums" / "recipe.yaml").read_text())
+    assert recipe["prompt_template"] == "{terms}" and recipe["answer_column"] == "sum"
+    assert recipe["answer_format"] == "number"
+    assert main(["init", "sums.jsonl", "--question", "term"]) == 2
+    assert "--question is term, but" in capsys.readouterr().err
+
+
+def test_what_is_seen_beside_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"instruction": f"a {i}", "input": "b", "output": f"1 + {i} #### {i}"} for i in range(40)
+    ]
+    write(tmp_path / "x.jsonl", rows)
+    assert main(["init", "x.jsonl"]) == 0
+    text = capsys.readouterr().out
+    assert "input is not asked" in text and "task: gsm8k with data" in text
+
+
 def test_nothing_is_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "sums.jsonl", sums())
     (tmp_path / "sums").mkdir()
@@ -149,7 +175,8 @@ def test_nothing_is_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ('{"problem": "1+1", "answer": 2}\n', "columns problem, answer: call the one that is"),
+        ('{"task": "1+1", "answer": 2}\n', "columns task, answer: say with --question COLUMN"),
+        ('{"question": "1+1", "sum": 2}\n', "columns question, sum: say with --answer COLUMN"),
         ('{"question": "1+1", "answer": 2}\n{"question": "1+1"', "line 2: not JSON"),
         ('{"question": "1+1", "answer": 2}\n{"question": "", "answer": 2}\n', "line 2: question"),
         ("", "no records"),

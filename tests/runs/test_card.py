@@ -122,17 +122,18 @@ def test_names_of_bases(finished: Path, tmp_path: Path, tiny_folder: str) -> Non
     assert base_of(str(other)).licence is None
 
 
-def test_a_hub_bases_card_names_it(
-    tiny_folder: str, sums: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hub_bases_card_names_it(tiny_folder: str, sums: Path, tmp_path: Path) -> None:
     snapshot = tmp_path / "models--Some--Base" / "snapshots" / "0123abc"
     shutil.copytree(tiny_folder, snapshot)
     (snapshot / "README.md").write_text("---\nlicense: mit\n---\nA base.")
     more = {"use_peft": "true", "max_steps": 1, "evaluate_limit": 0, "save_strategy": "no"}
+    more |= {"system_prompt": "be good.", "prompt_template": "now {question}"}
     assert main(flags(str(snapshot), sums, tmp_path / "run", **more)) == 0
     for folder in ("model", "adapter"):
         about = front_matter(tmp_path / "run" / folder)
         assert (about["base_model"], about["license"]) == ("Some/Base", "mit")
-        assert str(tmp_path) not in (tmp_path / "run" / folder / "README.md").read_text()
+        text = (tmp_path / "run" / folder / "README.md").read_text()
+        assert str(tmp_path) not in text
+        assert '"content": "be good."' in text and '"content": "now {question}"' in text
     config = read_json(tmp_path / "run" / "adapter" / "adapter_config.json")
     assert config["base_model_name_or_path"] == "Some/Base"

@@ -19,12 +19,14 @@ DESCRIPTION = """Look at your questions and write what a first run needs, every 
   compare.yaml    GRPO against PODS at equal training time, for podsrl compare
 
 DATA is a .jsonl (one JSON object a line), .csv or .parquet file, or a folder of train* and test*
-files.  The column that is asked is called question, or prompt, where it may be a list of chat
-messages; the right answer is called answer; all other columns reach the reward by their names.
+files.  Which column is asked (question, prompt, problem, instruction, ...) and which is the right
+answer (answer, solution, output, ...) is seen by their names, or said with --question and --answer;
+a prompt may be a list of chat messages.  All other columns reach the reward by their names.
 Nothing is asked and no model is loaded; what was seen and chosen is printed."""
 EXAMPLES = """examples:
   podsrl init sums.jsonl                                writes sums/
   podsrl init sums.csv --output mine --model Qwen/Qwen2.5-0.5B-Instruct
+  podsrl init sums.csv --question task --answer result  other names of columns
   podsrl init sums.jsonl --reward-funcs my_reward.py:closeness    a reward that you have already
 
 then:
@@ -54,7 +56,7 @@ def main(argv: list[str] | None) -> int:
     for reference in options.reward_funcs or ():
         if ":" in reference:
             load_function(reference)
-    look = look_at(options.data)
+    look = look_at(options.data, question=options.question, answer=options.answer)
     folder = Path(options.output or look.source.stem)
     files = starter_files(
         look, folder=folder.absolute(), model=options.model, reward_funcs=options.reward_funcs
@@ -71,6 +73,8 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("data", metavar="DATA", help="your questions: a file, or a folder of train* and test*")
     add("--output", metavar="FOLDER", help="where to write (default: the name of DATA, here)")
+    add("--question", metavar="COLUMN", help="what is asked, if its name does not say so")
+    add("--answer", metavar="COLUMN", help="the right answer, if its name does not say so")
     add("--model", default=DEFAULT_MODEL, help="hub id, folder, or %(default)s (the default)")
     add(
         "--reward-funcs",
@@ -91,7 +95,7 @@ def _seen(look: "Look") -> list[str]:
         f"{look.source}: {columns}",
         f"  questions   {look.question}: {kind}; the longest has {look.question_characters} "
         "characters",
-        f"  answers     {ANSWERS[look.marked_by]}",
+        f"  answers     {look.answer}: {ANSWERS[look.marked_by]}",
         f"  rewards     get the answer{' and ' + ', '.join(others) if others else ''}",
         f"  length      {look.max_completion_length} tokens at most: 95 of 100 answers have up to "
         f"{look.answer_characters} characters",
@@ -103,6 +107,13 @@ def _seen(look: "Look") -> list[str]:
 
 def _notes(look: "Look") -> list[str]:
     notes = []
+    if look.question == "instruction" and "input" in look.columns:
+        notes.append("input is not asked: write {input} into prompt_template where all have one")
+    if look.has_steps:
+        notes.append(
+            f"answers end in ####, as GSM8K's: task: gsm8k with data: {look.source} compares what "
+            "follows it"
+        )
     if look.num_repeated:
         notes.append(f"{look.num_repeated} questions to learn from stand there more than once")
     if look.is_chat and look.answers == "short" and not look.asks_for_tags:

@@ -184,7 +184,8 @@ def _table(rows: Mapping[str, Any]) -> str:
 
 
 def _use(run: Run, base: Base, *, is_adapter: bool, has_adapter: bool) -> str:
-    asked = [*_system_messages(run), {"role": "user", "content": "your question"}]
+    question = run.arguments.prompt_template or "your question"  # words in braces are the user's
+    asked = [*_system_messages(run), {"role": "user", "content": question}]
     messages = json.dumps(asked, ensure_ascii=False, indent=4)
     length = run.config.max_completion_length
     ask = f"messages = {messages}\nprint(pipe(messages, max_new_tokens={length})[0])"

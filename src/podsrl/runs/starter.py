@@ -2,12 +2,13 @@
 
 import json
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from podsrl.models import DEFAULT_MODEL
-from podsrl.tasks.look import Look, columns_for_rewards
+from podsrl.tasks.look import Look
 
 RECIPE, REWARD, COMPARISON = "recipe.yaml", "reward.py", "compare.yaml"
 NUM_KEPT, NUM_ROLLOUTS = 8, 16  # m, and n = 2 m, which LOG.md argues for
@@ -168,6 +169,12 @@ def _about_steps(look: Look, steps: int) -> str:
 
 
 def _format(look: Look) -> list[Line]:
+    lines: list[Line] = []
+    if look.prompt_template is not None:
+        told = "what is asked: columns of the data in braces, and words of yours"
+        lines.append((f"prompt_template: {_quoted(look.prompt_template)}", told))
+    if look.answer != "answer":
+        lines.append((f"answer_column: {_quoted(look.answer)}", "where the right answer stands"))
     told = {
         "number": "right or wrong: the last number of the text",
         "tags": "right or wrong: the text in <answer> tags, which a system message asks for",
@@ -176,7 +183,7 @@ def _format(look: Look) -> list[Line]:
     if look.marked_by == "tags" and look.is_chat:
         told = "right or wrong: the text in <answer> tags, which your messages ask for"
     format = "tags" if look.marked_by == "tags" else "number"
-    return [(f"task_arguments: {{answer_format: {format}}}", told)]
+    return [*lines, (f"answer_format: {format}", told)]
 
 
 def _rewards(look: Look, reward_funcs: Sequence[str] | None) -> list[Line]:
@@ -225,13 +232,16 @@ def _comparison(folder: Path) -> str:
 def _reward(look: Look) -> str:
     name, imports, told, body, right = REWARDS[look.marked_by]
     row = {key: _shortened(value) for key, value in look.example.items()}
-    columns = ", ".join(columns_for_rewards(look.columns))
+    columns = textwrap.wrap(", ".join(name for name in row if name != "answer"), 78)
+    others = "".join(
+        f"\n    {'' if i else 'and columns of':<18}{line}" for i, line in enumerate(columns)
+    )
     return f'''"""How good an answer is: a number for each. PODS keeps those that differ most.
 
 podsrl train calls {name} with lists by keyword, one entry per sampled answer:
     completions       the answers, each a list of messages: completion[-1]["content"] is the text
     prompts           the questions, as lists of messages
-    {columns}: the columns of your data, as they stand there, the answer as text
+    answer            the right answers, as text{others}
 It returns as many numbers, None for an answer that could not be scored.
 Change it, then try it:  python {REWARD}
 """

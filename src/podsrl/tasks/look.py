@@ -1,7 +1,7 @@
 """What a user's own file of questions holds, as far as a first recipe needs it."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,13 @@ from typing import Any
 from podsrl.rewards.functions import completion_text
 from podsrl.tasks import load_task
 from podsrl.tasks.base import Row
-from podsrl.tasks.columns import NO_COLUMNS
-from podsrl.tasks.sources import SUFFIXES, local_path, local_records, question, read_file
+from podsrl.tasks.sources import SUFFIXES, local_path, local_records, read_file
+from podsrl.tasks.sources import question as last_message
 
-QUESTION_NAMES = ("prompt", "question")
+# What data of others calls them; the first that is there is taken.
+QUESTION_NAMES = ("prompt", "question", "problem", "instruction", "query", "input", "text")
+ANSWER_NAMES = ("answer", "final_answer", "solution", "output", "response", "completion", "target",
+                "label", "result", "expected", "reference", "ground_truth")  # fmt: skip
 LONGEST_SHORT = 60  # characters: a name, a date, a formula, which an answer tag holds
 CHARACTERS_PER_TOKEN = 3  # on the safe side: English has about four, digits one
 # Room to think in before the answer, in tokens; a text that is all answer needs none.
@@ -29,6 +32,10 @@ class Look:
     """Name -> kind: text, number, truth, messages, list, mapping, mixed or empty."""
     question: str
     """The column that is asked."""
+    answer: str
+    """The column of the right answer."""
+    prompt_template: str | None
+    """The task's setting that asks the column, None where it does so without."""
     num_train: int
     num_test: int
     num_repeated: int
@@ -45,6 +52,8 @@ class Look:
     """Below which 95 of 100 answers stay."""
     example: Row
     """A training question as reward functions get it: its columns, the answer as text."""
+    has_steps: bool
+    """Whether answers end in #### and the final one, as GSM8K's do."""
 
     @property
     def marked_by(self) -> str:
@@ -64,13 +73,17 @@ class Look:
         return 64 * max(1, math.ceil((1.5 * tokens + THINKING[self.answers]) / 64))
 
 
-def look_at(path: str) -> Look:
+def look_at(path: str, *, question: str | None = None, answer: str | None = None) -> Look:
     """Return what is in a .jsonl, .csv or .parquet file of questions, or a folder of such.
 
     A file called train* is taken with the test* beside it, as the folder of both.
 
-    Raises: ValueError naming file, line and remedy for what the task would refuse, and for columns
-    that are called otherwise than it reads them.
+    question, answer: the columns that are asked and that hold the right answer; otherwise the
+        first that is called so, or as other data calls them (problem, solution, ...), in small
+        letters or capital ones.
+
+    Raises: ValueError naming file, line and remedy for what the task would refuse, and where no
+    column is called in any of these ways.
 
     Example: `look_at("sums.jsonl").answers == "number"`.
     """
@@ -78,8 +91,17 @@ def look_at(path: str) -> Look:
     records = local_records(str(source), "train") if source.is_dir() else read_file(source)
     if not records:
         raise ValueError(f"{source} has no records: write one a line")
-    asked = _question_name(records[0].keys(), source)
-    task = load_task(f"jsonl:{source}", answer_format="number")  # the questions as they stand
+    names = list(dict.fromkeys(name for record in records for name in record))
+    asked = _column("--question", question, QUESTION_NAMES, names, source)
+    right = _column("--answer", answer, ANSWER_NAMES, names, source)
+    unaided = next((name for name in ("prompt", "question") if name in names), None)
+    template = None if asked == unaided else f"{{{asked}}}"
+    options: dict[str, Any] = {
+        "answer_column": right,
+        "prompt_template": template,
+        "answer_format": "number",
+    }
+    task = load_task(f"jsonl:{source}", **options)  # a number: without a word on tags
     train, test = task.rows("train"), task.rows("test")
     rows = [*train, *test]
     answers = [row["answer"] for row in rows]
@@ -87,15 +109,18 @@ def look_at(path: str) -> Look:
         source=source,
         columns=_columns(records),
         question=asked,
+        answer=right,
+        prompt_template=template,
         num_train=len(train),
         num_test=len(test),
-        num_repeated=len(train) - len({question(row) for row in train}),
-        is_chat=any(isinstance(record.get("prompt"), list) for record in records),
+        num_repeated=len(train) - len({last_message(row) for row in train}),
+        is_chat=template is None and any(isinstance(r.get("prompt"), list) for r in records),
         asks_for_tags=all("<answer>" in _said(row) for row in rows),
         answers=kind_of_answers(answers),
         question_characters=max(len(_said(row)) for row in rows),
         answer_characters=_percentile([len(answer) for answer in answers], 0.95),
         example={name: value for name, value in train[0].items() if name != "prompt"},
+        has_steps=all("####" in answer for answer in answers),
     )
 
 
@@ -122,25 +147,23 @@ def _source(path: str) -> Path:
     return found
 
 
-def _question_name(names: Iterable[str], source: Path) -> str:
-    names = list(names)
-    for name in QUESTION_NAMES:
-        if name in names and "answer" in names:
-            return name
-    raise ValueError(
-        f"{source} has the columns {', '.join(map(str, names))}: call the one that is asked "
-        "question (or prompt, where it is a list of chat messages), and the right answer answer"
-    )
+def _column(
+    flag: str, given: str | None, usual: Sequence[str], names: Sequence[str], source: Path
+) -> str:
+    there = f"{source} has the columns {', '.join(map(str, names))}"
+    if given is not None and given not in names:
+        raise ValueError(f"{flag} is {given}, but {there}: name one of them")
+    seen = [name for called in usual for name in names if name.lower() == called]
+    found = given or next(iter(seen), None)
+    if found is None:
+        what = "is asked" if flag == "--question" else "is the right answer"
+        raise ValueError(f"{there}: say with {flag} COLUMN which one {what}")
+    return found
 
 
 def _columns(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     names = dict.fromkeys(name for record in records for name in record)
     return {name: _kind([record.get(name) for record in records]) for name in names}
-
-
-def columns_for_rewards(columns: Iterable[str]) -> list[str]:
-    """Return which columns reach a reward function by their own names, the answer first."""
-    return ["answer", *(name for name in columns if name not in NO_COLUMNS)]
 
 
 def _kind(values: Sequence[Any]) -> str:
