@@ -19,7 +19,7 @@ FILE = '''
 import math
 import time
 
-from helper_of_mine import LIMIT
+from limit_of_mine import LIMIT
 from podsrl.rewards import GRADERS
 
 
@@ -54,7 +54,7 @@ GRADERS["always"] = lambda gold, answer: 1
 @pytest.fixture()
 def own(tmp_path: Path) -> Iterator[Path]:
     before = dict(GRADERS)
-    (tmp_path / "helper_of_mine.py").write_text("LIMIT = 2\n")
+    (tmp_path / "limit_of_mine.py").write_text("LIMIT = 2\n")
     path = tmp_path / "my_grader.py"
     path.write_text(FILE)
     yield path

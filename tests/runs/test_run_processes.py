@@ -1,5 +1,6 @@
 """Several processes: one that fails ends them all, and the same number goes on to the same bits."""
 
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -81,7 +82,8 @@ def test_a_hang_of_one_ends_the_run_within_a_minute_at_the_default_limit(
     assert checkpoint is not None and checkpoint.name == "checkpoint-2", shown
     told = [line for line in shown.splitlines() if line.startswith("podsrl train: step 3 failed")]
     (late,) = [line for line in told if "reward_timeout_seconds" in line]
-    assert "of 64 rollouts, took over 30 seconds, where all other processes were done" in late
+    # 30 seconds beyond the slowest other process, which takes one itself on a busy machine.
+    assert re.search("of 64 rollouts, took over 3[0-4] seconds, where all other processes", late)
     assert "saved in checkpoint-2" in late
 
 

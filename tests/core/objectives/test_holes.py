@@ -75,7 +75,8 @@ def gradients(name: str, of: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tenso
         extras=extras,
     )
     objective = OBJECTIVES[name]
-    own = {k: v for k, v in objective.options.items() if k not in (objective.schedule or ())}
+    not_its_own = (*(objective.schedule or ()), objective.policy_beta)
+    own = {name: value for name, value in objective.options.items() if name not in not_its_own}
     loss, metrics = objective.function(batch, **own)
     loss.backward()
     found = [log_probs_BT.grad, policy_BTH.grad]
