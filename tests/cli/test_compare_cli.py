@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from helpers.tiny_runs import learned, rows_of, same_model
+from helpers.tiny_runs import learned, rows_of, same_model, tiny_recipe
 from podsrl.cli.compare import main
 from podsrl.compare.comparison import load_comparison
 from podsrl.runs.evaluations import CURVE
@@ -31,18 +31,7 @@ KEYS = {
 def comparison(tiny_folder: str, tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yaml"
     content = {
-        "recipe": {
-            "task": "arithmetic",
-            "model": tiny_folder,
-            "num_rollouts": 8,
-            "num_generations": 4,
-            "per_device_train_batch_size": 8,
-            "max_completion_length": 6,
-            "learning_rate": 1e-3,
-            "train_limit": 16,
-            "evaluate_limit": 4,
-            "gradient_checkpointing": False,
-        },
+        "recipe": tiny_recipe(tiny_folder, learning_rate=1e-3),
         "arms": {"grpo": {}, "pods": {}},
         "seeds": 1,
         "training_seconds": 0.4,

@@ -13,6 +13,7 @@ import psutil
 import pytest
 import yaml
 
+from helpers.tiny_runs import tiny_recipe
 from podsrl.cli.tune import main
 
 
@@ -20,18 +21,7 @@ from podsrl.cli.tune import main
 def tune_file(tiny_folder: str, tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yaml"
     content = {
-        "recipe": {
-            "task": "arithmetic",
-            "model": tiny_folder,
-            "num_rollouts": 8,
-            "num_generations": 4,
-            "per_device_train_batch_size": 8,
-            "max_completion_length": 6,
-            "learning_rate": 1e-3,
-            "train_limit": 16,
-            "evaluate_limit": 4,
-            "gradient_checkpointing": False,
-        },
+        "recipe": tiny_recipe(tiny_folder, learning_rate=1e-3),
         "space": {"num_rollouts": [2, 4, 8], "learning_rate": {"low": "1e-4", "high": "1e-2"}},
         "trials": 3,
         "budget": "steps",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.tiny_runs import SAVES_WHEN_STOPPED
 from podsrl.compare import queue as run_queue
 from podsrl.compare.comparison import PlannedRun
 from podsrl.compare.queue import Worker, state_of
@@ -20,22 +21,17 @@ with (folder / "starts").open("a") as file:
     file.write(" ".join(sys.argv[2:]) + ";")
 behaviour = (folder / "behaviour").read_text() if (folder / "behaviour").exists() else ""
 print("behaving:", behaviour, flush=True)
-def stop(*_):
-    checkpoint = folder / "checkpoint-3"
-    checkpoint.mkdir()
-    (checkpoint / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
-    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
-        zipfile.ZipFile(checkpoint / name, "w").close()
-    (checkpoint / "trainer_state.json").write_text("{}")
-    sys.exit(130)
-signal.signal(signal.SIGINT, stop)
-(folder / "ready").touch()
+"""
+TRAIN += (
+    SAVES_WHEN_STOPPED
+    + """
 if behaviour == "wait" and "--resume" not in sys.argv:
     time.sleep(60)
 if behaviour == "fail":
     sys.exit("no memory left")
 (folder / "result.json").write_text(json.dumps({"seed": 0}))
 """
+)
 
 
 @pytest.fixture()

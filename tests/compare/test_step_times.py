@@ -8,6 +8,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from helpers.tiny_runs import tiny_recipe
 from podsrl.cli.compare import main
 from podsrl.compare import step_times
 from podsrl.compare.comparison import PlannedRun, load_comparison
@@ -18,17 +19,7 @@ from podsrl.runs.step_times import read_step_times, step_time
 def spec(tiny_folder: str, tmp_path: Path) -> Path:
     path = tmp_path / "tiny.yaml"
     content = {
-        "recipe": {
-            "task": "arithmetic",
-            "model": tiny_folder,
-            "num_rollouts": 8,
-            "num_generations": 4,
-            "per_device_train_batch_size": 8,
-            "max_completion_length": 6,
-            "train_limit": 16,
-            "evaluate_limit": 4,
-            "gradient_checkpointing": False,
-        },
+        "recipe": tiny_recipe(tiny_folder),
         "arms": {"grpo": {}, "pods": {}},
         "seeds": [5, 9],
         "budget": "steps",

@@ -41,20 +41,8 @@ def dataset() -> Dataset:
     return Dataset.from_dict({"prompt": prompts, "answer": [str(len(q)) for q in QUESTIONS]})
 
 
-def build(
-    folder: str,
-    output: Path,
-    *,
-    trainer_class: type[GRPOTrainer] = PODSTrainer,
-    rewards: list[Callable[..., Any]] | None = None,
-    peft_config: Any = None,
-    make: Callable[..., GRPOTrainer] | None = None,
-    **options: Any,
-) -> GRPOTrainer:
-    """A trainer on the tiny model: two prompts per step, m = 4, n = 8, three steps.
-
-    make: builds it in `trainer_class`'s place, from the same arguments by name.
-    """
+def arguments(trainer_class: type[GRPOTrainer], output: Path, **options: Any) -> GRPOConfig:
+    """The trainer's configuration: two prompts per step, m = 4, n = 8, three steps."""
     config_class = PODSConfig if issubclass(trainer_class, PODSTrainer) else GRPOConfig
     settings: dict[str, Any] = {
         "output_dir": str(output),
@@ -75,10 +63,27 @@ def build(
     }
     if config_class is PODSConfig:
         settings = {"num_rollouts": 8, **settings}
+    return config_class(**settings)
+
+
+def build(
+    folder: str,
+    output: Path,
+    *,
+    trainer_class: type[GRPOTrainer] = PODSTrainer,
+    rewards: list[Callable[..., Any]] | None = None,
+    peft_config: Any = None,
+    make: Callable[..., GRPOTrainer] | None = None,
+    **options: Any,
+) -> GRPOTrainer:
+    """A trainer on the tiny model: two prompts per step, m = 4, n = 8, three steps.
+
+    make: builds it in `trainer_class`'s place, from the same arguments by name.
+    """
     return (make or trainer_class)(
         model=AutoModelForCausalLM.from_pretrained(folder, dtype="float32"),
         reward_funcs=rewards or [digit_reward, even_reward],
-        args=config_class(**settings),
+        args=arguments(trainer_class, output, **options),
         train_dataset=dataset(),
         eval_dataset=dataset(),
         processing_class=AutoTokenizer.from_pretrained(folder),

@@ -20,10 +20,11 @@ from transformers import (
     Qwen2VLImageProcessorPil,
     Qwen2VLProcessor,
 )
-from trl import GRPOConfig, GRPOTrainer
+from trl import GRPOTrainer
 
+from helpers.harness import arguments
 from helpers.tiny import SIZES, digit_reward, even_reward, make_tokenizer
-from podsrl import PODSConfig, PODSTrainer
+from podsrl import PODSTrainer
 
 IMAGE_TOKENS = {"llava": "<image>", "qwen2_vl": "<|image_pad|>"}
 CHAT_TEMPLATE = (
@@ -138,30 +139,15 @@ def build_seeing(
     **options: Any,
 ) -> GRPOTrainer:
     """As `harness.build`, on a model that sees and on questions with images."""
-    ours = issubclass(trainer_class, PODSTrainer)
-    settings: dict[str, Any] = {
-        "output_dir": str(output),
-        "max_steps": 3,
-        "num_generations": 4,
-        "per_device_train_batch_size": 8,
+    settings = {
         "max_completion_length": 10,
-        "learning_rate": 1e-3,
-        "logging_steps": 1,
-        "report_to": [],
-        "save_strategy": "no",
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "disable_tqdm": True,
-        "seed": 3,
         "generation_kwargs": {"suppress_tokens": [45, 46, 47]},  # an image is seen, not written
-        **({"num_rollouts": 8} if ours else {}),
         **options,
     }
     return trainer_class(
         model=AutoModelForImageTextToText.from_pretrained(folder, dtype="float32"),
         reward_funcs=rewards or [digit_reward, even_reward],
-        args=(PODSConfig if ours else GRPOConfig)(**settings),
+        args=arguments(trainer_class, output, **settings),
         train_dataset=questions_with_images(),
         processing_class=make_processor(kind),
     )

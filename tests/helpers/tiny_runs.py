@@ -8,6 +8,20 @@ import torch
 from transformers import AutoModelForCausalLM
 
 NUM_STEPS = 4
+# Of a script that stands in for podsrl train, in `folder`: what a checkpoint is, saved when told to
+# stop.
+SAVES_WHEN_STOPPED = """
+def stop(*_):
+    checkpoint = folder / "checkpoint-3"
+    checkpoint.mkdir()
+    (checkpoint / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        zipfile.ZipFile(checkpoint / name, "w").close()
+    (checkpoint / "trainer_state.json").write_text("{}")
+    sys.exit(130)
+signal.signal(signal.SIGINT, stop)
+(folder / "ready").touch()
+"""
 
 
 def write_questions(path: Path, num: int = 40) -> Path:
@@ -42,6 +56,22 @@ def flags(model: str, questions: Path, folder: Path, /, **more: Any) -> list[str
         **more,
     }
     return [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+
+
+def tiny_recipe(model: str, **more: Any) -> dict[str, Any]:
+    """What the arms of a comparison, or the trials of a search, have in common."""
+    return {
+        "task": "arithmetic",
+        "model": model,
+        "num_rollouts": 8,
+        "num_generations": 4,
+        "per_device_train_batch_size": 8,
+        "max_completion_length": 6,
+        "train_limit": 16,
+        "evaluate_limit": 4,
+        "gradient_checkpointing": False,
+        **more,
+    }
 
 
 def rows_of(folder: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:

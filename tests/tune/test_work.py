@@ -12,6 +12,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from helpers.tiny_runs import SAVES_WHEN_STOPPED
 from podsrl.compare import queue as run_queue
 from podsrl.compare.comparison import PlannedRun
 from podsrl.runs.claims import try_claim
@@ -28,16 +29,10 @@ folder = pathlib.Path(recipe["output_dir"])
 root = pathlib.Path(sys.argv[2])
 with (folder / "starts").open("a") as file:
     file.write(" ".join(sys.argv[3:]) + ";")
-def stop(*_):
-    checkpoint = folder / "checkpoint-3"
-    checkpoint.mkdir()
-    (checkpoint / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
-    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
-        zipfile.ZipFile(checkpoint / name, "w").close()
-    (checkpoint / "trainer_state.json").write_text("{}")
-    sys.exit(130)
-signal.signal(signal.SIGINT, stop)
-(folder / "ready").touch()
+"""
+TRAIN += (
+    SAVES_WHEN_STOPPED
+    + """
 named = folder.parent.name
 if (root / f"{named}.wait").exists() and "--resume" not in sys.argv:
     time.sleep(60)
@@ -48,6 +43,7 @@ rows = [{"step": k, "mark_seconds": k, "training_seconds": k, "accuracy": accura
 (folder / "curve.jsonl").write_text("".join(json.dumps(row) + chr(10) for row in rows))
 (folder / "result.json").write_text("{}")
 """
+)
 
 
 @pytest.fixture()

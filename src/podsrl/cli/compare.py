@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from podsrl.cli.parser import VerbParser, errors_in_one_line
+from podsrl.cli.parser import VerbParser, errors_in_one_line, names
 from podsrl.cli.questions import add_question_flags, given
 
 if TYPE_CHECKING:
@@ -82,9 +82,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = VerbParser("compare", description=DESCRIPTION, epilog=EXAMPLES)
     add = parser.add_argument
     add("file", metavar="FILE.yaml", help="the comparison")
-    add("--arms", type=_names, metavar="A,B", help="only these arms")
+    add("--arms", type=names, metavar="A,B", help="only these arms")
     add("--seeds", type=_numbers, metavar="S,T", help="only these seeds")
-    add("--devices", type=_names, metavar="0,1", help="one run at a time on each of these GPUs")
+    add("--devices", type=names, metavar="0,1", help="one run at a time on each of these GPUs")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
         "--dry_run", action="store_true", help="print the list of runs and start nothing"
@@ -99,12 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _names(text: str) -> list[str]:
-    return [name for name in text.split(",") if name]
-
-
 def _numbers(text: str) -> list[int]:
-    return [int(name) for name in _names(text)]
+    return [int(name) for name in names(text)]
 
 
 def _check_names(path: Path) -> None:
@@ -117,7 +113,8 @@ def _check_names(path: Path) -> None:
     parts = {"recipe": content.get("recipe")} | (arms if isinstance(arms, dict) else {})
     for name, settings in parts.items():
         if isinstance(settings, dict):
-            settings = {key: value for key, value in settings.items() if key != "preset"}
+            if name != "recipe":  # which names no preset: those are of arms
+                settings = {key: value for key, value in settings.items() if key != "preset"}
             check_recipe(settings, where=name if name == "recipe" else f"arm {name}")
 
 

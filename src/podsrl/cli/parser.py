@@ -91,3 +91,11 @@ def errors_in_one_line(verb: str) -> Callable[[Main], Main]:
         return guarded
 
     return wrap
+
+
+def names(text: str) -> list[str]:
+    """The words of a flag that takes several, with commas between them.
+
+    Example: `names("grpo,pods") == ["grpo", "pods"]`.
+    """
+    return [name for name in text.split(",") if name]

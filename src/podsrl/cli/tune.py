@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from podsrl.cli.parser import VerbParser, errors_in_one_line
+from podsrl.cli.parser import VerbParser, errors_in_one_line, names
 from podsrl.extras import need
 
 if TYPE_CHECKING:
@@ -73,14 +73,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = VerbParser("tune", description=DESCRIPTION, epilog=EXAMPLES)
     add = parser.add_argument
     add("file", metavar="FILE.yaml", help="the search")
-    add("--devices", type=_names, metavar="0,1", help="one run at a time on each of these GPUs")
+    add("--devices", type=names, metavar="0,1", help="one run at a time on each of these GPUs")
     add("--dry_run", action="store_true", help="print what would run and start nothing")
     add("--retry_failed", action="store_true", help="run once more what has failed")
     return parser
-
-
-def _names(text: str) -> list[str]:
-    return [name for name in text.split(",") if name]
 
 
 def _check_names(path: Path) -> None:

@@ -3,7 +3,6 @@
 import signal
 import threading
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any, Protocol
 
@@ -31,7 +30,7 @@ def work_on(
     0: every run has its result or is with another worker; 1: some failed; 130: stopped.
     """
     print_arms(comparison, console)
-    screen = Screen(runs, comparison.budget, max(1, len(devices or ())), console)
+    screen = ComparisonScreen(runs, comparison.budget, max(1, len(devices or ())), console)
     environments = [{"CUDA_VISIBLE_DEVICES": device} for device in devices or ()] or [{}]
     workers = [
         Worker(runs, tell=screen.tell, environment=environment, retry_failed=retry_failed)
@@ -55,9 +54,7 @@ class Works(Protocol):
     def stop(self) -> None: ...
 
 
-def run_workers(
-    workers: Sequence[Works], screen: AbstractContextManager[object], console: Console
-) -> bool:
+def run_workers(workers: Sequence[Works], screen: "Screen", console: Console) -> bool:
     """Let all workers work until they have ended; True when a signal stopped them."""
     stopped = threading.Event()
 
@@ -110,13 +107,13 @@ def _shared(arms: list[dict[str, Any]]) -> set[str]:
 
 
 class Screen:
-    """Prints each run as it starts and ends; on a terminal also how far the runs are."""
+    """Prints each run as it starts and ends; on a terminal also how far the runs are.
 
-    def __init__(
-        self, runs: Sequence[PlannedRun], budget: Budget, num_workers: int, console: Console
-    ) -> None:
-        self.runs, self.budget, self.num_workers = runs, budget, num_workers
-        self.console = console
+    What a run is called, what is told of it and where it stands is for those that derive from it.
+    """
+
+    def __init__(self, num_workers: int, console: Console) -> None:
+        self.num_workers, self.console = num_workers, console
         self.seconds_per_run: list[float] = []
         self.texts: dict[str, str] = {}
         self.lock = threading.Lock()
@@ -130,39 +127,67 @@ class Screen:
     def __exit__(self, *_: object) -> None:
         self.status.stop()
 
+    def name_of(self, run: PlannedRun) -> str:
+        raise NotImplementedError
+
+    def detail(self, event: str, run: PlannedRun) -> str:
+        """What is told beside the event and its seconds; of a failure the log is."""
+        raise NotImplementedError
+
+    def reached(self, run: PlannedRun) -> str:
+        """How far a run is, in words."""
+        raise NotImplementedError
+
     def tell(self, event: str, run: PlannedRun, seconds: float) -> None:
         """Show the event of a `Worker`."""
         with self.lock:
+            name = self.name_of(run)
             if event == "running":
-                self._show(run)
+                self._show(name, run)
                 return
             if event == "finished":
                 self.seconds_per_run.append(seconds)
             if event != "started":
-                self.texts.pop(run.name, None)
+                self.texts.pop(name, None)
             after = "" if event == "started" else f" after {seconds:.0f} s"
-            detail = self._detail(event, run)
-            self.console.print(f"{run.name}: {event}{after}{detail}", soft_wrap=True)
+            failed = f"; see {run.folder / 'log.txt'}"
+            detail = failed if event == "failed" else self.detail(event, run)
+            self.console.print(f"{name}: {event}{after}{detail}", soft_wrap=True)
 
-    def _detail(self, event: str, run: PlannedRun) -> str:
-        if event == "failed":
-            return f"; see {run.folder / 'log.txt'}"
-        if event == "finished":
-            return f", {self._latest(run)}; {self._left()}"
-        return ""
+    def minutes(self, num_runs: int) -> float:
+        """What so many runs will take, at the mean of those that have finished."""
+        mean = sum(self.seconds_per_run) / len(self.seconds_per_run)
+        return mean * num_runs / self.num_workers / 60
+
+    def _show(self, name: str, run: PlannedRun) -> None:
+        if self.console.is_terminal:
+            self.texts[name] = f"{name}: {self.reached(run)}"
+            self.status.update("   ".join(self.texts.values()))
+
+
+class ComparisonScreen(Screen):
+    """The runs of a comparison."""
+
+    def __init__(
+        self, runs: Sequence[PlannedRun], budget: Budget, num_workers: int, console: Console
+    ) -> None:
+        super().__init__(num_workers, console)
+        self.runs, self.budget = runs, budget
+
+    def name_of(self, run: PlannedRun) -> str:
+        return run.name
+
+    def detail(self, event: str, run: PlannedRun) -> str:
+        return f", {self._latest(run)}; {self._left()}" if event == "finished" else ""
+
+    def reached(self, run: PlannedRun) -> str:
+        return f"{self._latest(run)} of {self.budget}"
 
     def _left(self) -> str:
         states = [state_of(run) for run in self.runs]
         open_runs = sum(state in ("to do", "half done", "running") for state in states)
-        mean = sum(self.seconds_per_run) / len(self.seconds_per_run)
-        done = states.count("finished")
-        minutes = mean * open_runs / self.num_workers / 60
+        done, minutes = states.count("finished"), self.minutes(open_runs)
         return f"{done} of {len(states)} done, about {minutes:.0f} min left"
-
-    def _show(self, run: PlannedRun) -> None:
-        if self.console.is_terminal:
-            self.texts[run.name] = f"{run.name}: {self._latest(run)} of {self.budget}"
-            self.status.update("   ".join(self.texts.values()))
 
     def _latest(self, run: PlannedRun) -> str:
         """The last point of the run's curve in words."""

@@ -47,19 +47,7 @@ def dataset(
     if data is not None:
         raise ValueError(f"data is {data}, but task dataset has dataset_name and datasets for it")
     warn_of_answer(prompt_template, answer_column)
-    if dataset_name is not None and datasets is not None:
-        raise ValueError(
-            f"dataset_name is {dataset_name!r} and datasets is {datasets!r}: leave one of them out"
-        )
-    if dataset_name is None and datasets is None and test_datasets is None:
-        raise ValueError("task dataset has no data: name it with dataset_name or datasets")
-    if test_datasets is not None and test_split_size is not None:
-        raise ValueError(
-            f"test_split_size is {test_split_size} and test_datasets is {test_datasets!r}: leave "
-            "one of them out"
-        )
-    if test_split_size is not None and not 0 < test_split_size < 1:
-        raise ValueError(f"test_split_size is {test_split_size}: it is a share between 0 and 1")
+    _check(dataset_name, datasets, test_datasets, test_split_size)
     train, test = _sources(
         dataset_name, dataset_config, datasets, test_datasets, by_share=test_split_size is not None
     )
@@ -107,6 +95,28 @@ def dataset(
 
     name = f"dataset:{_named(train or test or ())}"
     return make_task(name, load_split, answer_format=answer_format, max_new_tokens=max_new_tokens)
+
+
+def _check(
+    dataset_name: str | None,
+    datasets: Sequence[Any] | None,
+    test_datasets: Sequence[Any] | None,
+    test_split_size: float | None,
+) -> None:
+    """Raise `ValueError` for settings that contradict each other, or name no data."""
+    if dataset_name is not None and datasets is not None:
+        raise ValueError(
+            f"dataset_name is {dataset_name!r} and datasets is {datasets!r}: leave one of them out"
+        )
+    if dataset_name is None and datasets is None and test_datasets is None:
+        raise ValueError("task dataset has no data: name it with dataset_name or datasets")
+    if test_datasets is not None and test_split_size is not None:
+        raise ValueError(
+            f"test_split_size is {test_split_size} and test_datasets is {test_datasets!r}: leave "
+            "one of them out"
+        )
+    if test_split_size is not None and not 0 < test_split_size < 1:
+        raise ValueError(f"test_split_size is {test_split_size}: it is a share between 0 and 1")
 
 
 def _or_remedy(rows: Any) -> list[Row]:

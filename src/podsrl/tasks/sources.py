@@ -229,27 +229,26 @@ def _read_csv(text: str, path: Path) -> list[Record]:
 
 
 def _read_array(text: str, path: Path) -> list[Record]:
-    try:
-        values = json.loads(text)
-    except RecursionError as error:
-        raise ValueError(f"{path}: nested too deeply: write text") from error
-    except ValueError as error:
-        line = f", line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        reason = getattr(error, "msg", str(error).partition(";")[0])
-        raise ValueError(f"{path}{line}: not JSON ({reason}): correct it") from error
+    values = _loaded(text, str(path), has_lines=True)
     return [_record(value, f"{path}, record {number}") for number, value in enumerate(values, 1)]
 
 
 def _parse(line: str, path: Path, number: int) -> Record:
     place = f"{path}, line {number}"
+    return _record(_loaded(line, place), place)
+
+
+def _loaded(text: str, place: str, *, has_lines: bool = False) -> Any:
+    """The value; has_lines: whether the error is to say in which line of the text it is."""
     try:
-        record = json.loads(line)
+        return json.loads(text)
     except RecursionError as error:
         raise ValueError(f"{place}: nested too deeply: write text") from error
     except ValueError as error:  # also a number of over 4,300 digits, which Python does not read
+        if has_lines and isinstance(error, json.JSONDecodeError):
+            place = f"{place}, line {error.lineno}"
         reason = getattr(error, "msg", str(error).partition(";")[0])
         raise ValueError(f"{place}: not JSON ({reason}): correct it") from error
-    return _record(record, place)
 
 
 def _record(value: Any, place: str) -> Record:

@@ -4,26 +4,21 @@ Shape letters: P prompts, N sampled rollouts, M kept rollouts, F reward function
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
 from podsrl.core.selection import Selection, Selector
 from podsrl.trl.config import PODSConfig
-from podsrl.trl.exchange import Exchange, Picked
+from podsrl.trl.exchange import Exchange, Picked, exchanged
 
-TRAVELS = ("tokens", "tokens", "tokens", "values", "numbers", None, "values", "values")
-"""By which method of Exchange the values of GRPOTrainer._generate go to another process: ids of
-prompt and completion, tool mask, completion, log-probs, then `extra_fields`, which are in the rows
-by then, the images of prompt and tools, and the latter alone."""
+# Places of what GRPOTrainer._generate returns, as in exchange.TRAVELS.
 COMPLETION_IDS, TOOL_MASK, COMPLETIONS, EXTRA_FIELDS, IMAGES = 1, 2, 3, 5, 6
 
 
@@ -113,24 +108,23 @@ class GenerationBatch:
         """
         self.rollouts, self.selection = rollouts, selection
         exchange = self._exchange(host, len(rollouts.inputs))
-        columns = [
-            column if kind is None or not column else getattr(exchange, kind)(column)
-            for kind, column in zip(TRAVELS, rollouts.generated, strict=True)
-        ]
+        found = exchanged(
+            exchange,
+            generated=rollouts.generated,
+            prompts=rollouts.prompts,
+            logs=host._pending_extra_logs,
+        )
+        host._pending_extra_logs.update(found.logs)
+        columns = [found.columns.get(i, column) for i, column in enumerate(rollouts.generated)]
         columns[EXTRA_FIELDS] = {}
         # Of a batch without images TRL wants none; a column `image` of None it reads itself.
         if not any(rollouts.generated[IMAGES] or []) and "image" not in rollouts.inputs[0]:
             columns[IMAGES] = None
-        # Every process must exchange the same columns, also those that only some have logged.
-        extra_logs = host._pending_extra_logs
-        for column in sorted(set(gather_object(list(extra_logs)))):
-            values = extra_logs.get(column, [None] * len(rollouts.inputs))
-            extra_logs[column] = exchange.values(values)
         if host.environment_factories is not None:
             names = [row.get("environment") for row in rollouts.inputs]
             names = exchange.values(names if host._multi_environment else [None] * len(names))
             host._batch_environments = names
-        return exchange.values(rollouts.prompts), tuple(columns)
+        return found.prompts, tuple(columns)
 
     def _exchange(self, host: GRPOTrainer, num_sampled: int) -> Exchange | Picked:
         """How this process comes by the kept rows that it trains on."""
@@ -172,20 +166,6 @@ def use_old_log_probs(host: GRPOTrainer, batch: GenerationBatch, output: dict[st
     with torch.no_grad(), disable_gradient_checkpointing(host.model, checkpointing):
         log_probs_BT, _ = batch.old_log_probs(advantages=output["advantages"])
     output["old_per_token_logps"] = log_probs_BT
-
-
-@contextmanager
-def groups_of(host: GRPOTrainer, num_rows: int) -> Iterator[None]:
-    """TRL takes `num_generations` rows for one prompt's: for a while, as many as these.
-
-    Outside it is m, as in the settings; while TRL samples it is n; while it makes a batch of the
-    kept it is their number, which a schedule may hold below m.
-    """
-    before, host.num_generations = host.num_generations, num_rows
-    try:
-        yield
-    finally:
-        host.num_generations = before
 
 
 def selector_of(args: PODSConfig, weights_F: Tensor) -> Selector:

@@ -5,6 +5,7 @@ Shape letters: K kept rows that this process sampled, T tokens, B kept rows of a
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 PADDED_ON_THE_LEFT = ("prompt_ids", "prompt_mask")
+TRAVELS = ("tokens", "tokens", "tokens", "values", "numbers", None, "values", "values")
+"""By which method the values of GRPOTrainer._generate go to another process: ids of prompt and
+completion, tool mask, completion, log-probs, then `extra_fields`, which are in the rows by then,
+the images of prompt and tools, and the latter alone."""
 
 
 def rows_of_all(batch: dict[str, Any]) -> dict[str, Any]:
@@ -40,18 +45,16 @@ def rows_of_all(batch: dict[str, Any]) -> dict[str, Any]:
     return joined
 
 
+@dataclass(frozen=True)
 class Picked:
-    """Exchange where every process trains on rows that it sampled itself: nothing travels.
+    """Exchange where every process trains on rows that it sampled itself: nothing travels."""
 
-    rows: which of its own.
-    """
-
-    def __init__(self, rows: Sequence[int]) -> None:
-        self._rows = rows
+    rows: Sequence[int]
+    """Which of its own."""
 
     def values(self, values: Sequence[Any]) -> list[Any]:
         """Of one value per row that this process sampled, one per row that it trains on."""
-        return [values[row] for row in self._rows]
+        return [values[row] for row in self.rows]
 
     tokens = numbers = values
 
@@ -123,3 +126,34 @@ class Exchange:
         filled[: len(mine)] = mine.to(self.device)
         parts = gather(filled).cpu().split(most)
         return torch.cat([part[:n] for part, n in zip(parts, self.num_kept_of, strict=True)])
+
+
+@dataclass(frozen=True)
+class Exchanged:
+    """What is known of the rows that this process trains on."""
+
+    columns: dict[int, list[Any]]
+    """Of what GRPOTrainer._generate returned those that travel and are not empty, by place."""
+    prompts: list[Any]
+    logs: dict[str, list[Any]]
+    """Columns that reward functions of any process logged, None where one has not."""
+
+
+def exchanged(
+    exchange: Exchange | Picked,
+    *,
+    generated: Sequence[Any],
+    prompts: Sequence[Any],
+    logs: dict[str, list[Any]],
+) -> Exchanged:
+    """All that TRL and reward functions have said of sampled rows, for those trained on here."""
+    columns = {
+        i: getattr(exchange, kind)(column)
+        for i, (kind, column) in enumerate(zip(TRAVELS, generated, strict=True))
+        if kind is not None and column
+    }
+    # Every process must exchange the same columns, also those that only some have logged.
+    names = sorted(set(gather_object(list(logs))))
+    nothing = [None] * len(prompts)
+    found = {name: exchange.values(logs.get(name, nothing)) for name in names}
+    return Exchanged(columns, exchange.values(prompts), found)

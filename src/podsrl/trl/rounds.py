@@ -15,9 +15,9 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 from podsrl.core.rounds import decide, first_round
-from podsrl.trl.batch import TRAVELS, Rollouts
+from podsrl.trl.batch import Rollouts
 from podsrl.trl.early_stop import over_calls
-from podsrl.trl.exchange import Exchange
+from podsrl.trl.exchange import TRAVELS, Exchange, exchanged
 
 PROMPTS = len(TRAVELS)  # a column beside those of GRPOTrainer._generate
 
@@ -166,16 +166,15 @@ class Collected:
         )
         here = [place - first for place in places[own]]
         self._last = part.generated
-        for i, (kind, column) in enumerate(zip(TRAVELS, part.generated, strict=True)):
-            if kind is not None and column:
-                empty: Any = None if kind == "values" else []
-                self._put(i, here, getattr(exchange, kind)(column), empty)
-        self._put(PROMPTS, here, exchange.values(part.prompts), None)
-        # Every process must exchange the same columns, also those that only some have logged.
-        for column in sorted(set(gather_object(list(part.extra_logs)))):
-            values = part.extra_logs.get(column, [None] * len(part.inputs))
-            self._extra.setdefault(column, [None] * self.num_rows)
-            _fill(self._extra[column], here, exchange.values(values))
+        found = exchanged(
+            exchange, generated=part.generated, prompts=part.prompts, logs=part.extra_logs
+        )
+        for i, values in found.columns.items():
+            self._put(i, here, values, None if TRAVELS[i] == "values" else [])
+        self._put(PROMPTS, here, found.prompts, None)
+        for name, values in found.logs.items():
+            self._extra.setdefault(name, [None] * self.num_rows)
+            _fill(self._extra[name], here, values)
 
     def _put(self, column: int, rows: list[int], values: list[Any], empty: Any) -> None:
         self._columns.setdefault(column, [empty] * self.num_rows)

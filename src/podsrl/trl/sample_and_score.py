@@ -5,13 +5,13 @@ go on with, the environment itself, its tools, its images. So rows are multiplie
 them, one per rollout, and what TRL has made is cut after the choice (batch.py).
 """
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from trl import GRPOTrainer
 
-from podsrl.trl.batch import IMAGES, Rollouts, groups_of
+from podsrl.trl.batch import IMAGES, Rollouts
 from podsrl.trl.early_stop import Stopping
 
 
@@ -21,6 +21,20 @@ class Prepared(Exception):
     def __init__(self, prompts: list[Any]) -> None:
         super().__init__("rows are prepared")
         self.prompts = prompts
+
+
+@contextmanager
+def groups_of(host: GRPOTrainer, num_rows: int) -> Iterator[None]:
+    """TRL takes `num_generations` rows for one prompt's: for a while, as many as these.
+
+    Outside it is m, as in the settings; while TRL samples it is n; while it makes a batch of the
+    kept it is their number, which a schedule may hold below m.
+    """
+    before, host.num_generations = host.num_generations, num_rows
+    try:
+        yield
+    finally:
+        host.num_generations = before
 
 
 class SampleAndScore:

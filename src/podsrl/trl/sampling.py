@@ -3,7 +3,7 @@
 import itertools
 import logging
 import math
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -48,7 +48,7 @@ class PromptOnce:
         with (
             unwrapped_policy(self.host) as model,
             self.host._dist.summon_full_params(self.host.model_wrapped, recurse=False),
-            whole_weights(self.host),
+            whole_weights(self.host) if self.host.is_fsdp_enabled else nullcontext(),
         ):
             rollouts = sample(
                 model,

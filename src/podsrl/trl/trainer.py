@@ -29,13 +29,7 @@ from podsrl.core.selection import Selection
 from podsrl.packing.attention import without_shared_prefix
 from podsrl.packing.log_probs import unwrap
 from podsrl.packing.serve import LogProbs
-from podsrl.trl.batch import (
-    GenerationBatch,
-    Rollouts,
-    groups_of,
-    selector_of,
-    use_old_log_probs,
-)
+from podsrl.trl.batch import GenerationBatch, Rollouts, selector_of, use_old_log_probs
 from podsrl.trl.clock import PhaseClock, StepClock, peak_memory_gib
 from podsrl.trl.dealing import deal
 from podsrl.trl.early_stop import Stopping
@@ -46,7 +40,7 @@ from podsrl.trl.reference import ReferenceRewards
 from podsrl.trl.refill import Refilling
 from podsrl.trl.refusals import keyword_arguments, refuse_trainer
 from podsrl.trl.rounds import InRounds
-from podsrl.trl.sample_and_score import Prepared, SampleAndScore
+from podsrl.trl.sample_and_score import Prepared, SampleAndScore, groups_of
 from podsrl.trl.sampling import PromptOnce
 from podsrl.trl.token_kl import TokenDivergence
 from podsrl.trl.vllm import engine_for_all_rollouts

@@ -1,16 +1,14 @@
 """A search at work, as a person sees it: what is tried, how it scored, how long it will take."""
 
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.status import Status
 from rich.table import Table
 
 from podsrl.compare.comparison import PlannedRun, write_comparison
 from podsrl.compare.queue import state_of
-from podsrl.compare.screen import run_workers, work_on
+from podsrl.compare.screen import Screen, run_workers, work_on
 from podsrl.runs.evaluations import read_curve
 from podsrl.tune.confirm import Confirmed, Verdict, chosen, comparison, verdict
 from podsrl.tune.results import write_results, write_verdict
@@ -100,65 +98,38 @@ def told(values: Mapping[str, Any]) -> str:
     )
 
 
-class SearchScreen:
-    """Prints each trial as it starts and ends; on a terminal also how far it is."""
+class SearchScreen(Screen):
+    """The trials of a search."""
 
     def __init__(self, tuning: Tuning, num_workers: int, console: Console) -> None:
-        self.tuning, self.num_workers, self.console = tuning, num_workers, console
-        self.seconds_per_trial: list[float] = []
-        self.texts: dict[str, str] = {}
-        self.lock = threading.Lock()
-        self.status = Status("", console=console)
+        super().__init__(num_workers, console)
+        self.tuning = tuning
 
-    def __enter__(self) -> "SearchScreen":
-        if self.console.is_terminal:
-            self.status.start()
-        return self
+    def name_of(self, run: PlannedRun) -> str:
+        return run.arm
 
-    def __exit__(self, *_: object) -> None:
-        self.status.stop()
-
-    def tell(self, event: str, run: PlannedRun, seconds: float) -> None:
-        """Show the event of a `TuneWorker`."""
-        with self.lock:
-            if event == "running":
-                self._show(run)
-                return
-            if event == "finished":
-                self.seconds_per_trial.append(seconds)
-            if event != "started":
-                self.texts.pop(run.arm, None)
-            after = "" if event == "started" else f" after {seconds:.0f} s"
-            detail = self._detail(event, run)
-            self.console.print(f"{run.arm}: {event}{after}{detail}", soft_wrap=True)
-
-    def _detail(self, event: str, run: PlannedRun) -> str:
+    def detail(self, event: str, run: PlannedRun) -> str:
         trials = self.tuning.trials()
         if event == "started":
             (trial,) = (trial for trial in trials if trial.name == run.arm)
             return f", {trial.chosen}: {told(trial.values)}"
-        if event == "failed":
-            return f"; see {run.folder / 'log.txt'}"
         if event == "finished":
             return f", {_percent(score_of(run.folder))}; {self._left(trials)}"
         return ""
 
+    def reached(self, run: PlannedRun) -> str:
+        rows = read_curve(run.folder)
+        where = self.tuning.budget.reached(rows[-1]) if rows else "loading"
+        return f"{where} of {self.tuning.budget}"
+
     def _left(self, trials: Sequence[Trial]) -> str:
         best = scored(trials)[0]
         done = sum(trial.state in ("finished", "failed") for trial in trials)
-        mean = sum(self.seconds_per_trial) / len(self.seconds_per_trial)
-        minutes = mean * (self.tuning.num_trials - done) / self.num_workers / 60
+        minutes = self.minutes(self.tuning.num_trials - done)
         return (
             f"best {_percent(best.score)} of {best.name}; {done} of {self.tuning.num_trials} done, "
             f"about {minutes:.0f} min left of the search"
         )
-
-    def _show(self, run: PlannedRun) -> None:
-        if self.console.is_terminal:
-            rows = read_curve(run.folder)
-            where = self.tuning.budget.reached(rows[-1]) if rows else "loading"
-            self.texts[run.arm] = f"{run.arm}: {where} of {self.tuning.budget}"
-            self.status.update("   ".join(self.texts.values()))
 
 
 def _percent(score: float | None) -> str:
