@@ -118,6 +118,7 @@ def test_gradients_do_not_depend_on_micro_batches(name: str, batches: list[Any])
         trainer.args.objective = name
         trainer.objective_step.objective = OBJECTIVES[name]
         trainer.args.epsilon_high, trainer.args.qrpo_ties = None, "mid"
+        trainer.args.sapg_mu_max = 3.0
         trainer.model.zero_grad()
         for batch in inputs:
             trainer._compute_loss(trainer.model, batch).backward()
@@ -249,7 +250,7 @@ def test_options_left_out_are_the_objectives_own() -> None:
     assert astar.objective_options() == {"beta": 1e-3, "value_beta": 0.2}
     assert astar.num_reference_rollouts == 8
     sapg = config(objective="sapg", epsilon=0.1)
-    assert sapg.objective_options() == {"epsilon": 0.1, "epsilon_high": None}
+    assert sapg.objective_options() == {"epsilon": 0.1, "epsilon_high": None, "sapg_mu_max": 3.0}
 
 
 @pytest.mark.parametrize(
@@ -268,6 +269,8 @@ def test_options_left_out_are_the_objectives_own() -> None:
         ({"objective": "qrpo", "num_reference_rollouts": 0}, "needs at least 1"),
         ({"objective": "qrpo", "qrpo_ties": "low"}, "qrpo_ties is 'low'; choose one of mid, upper"),
         ({"objective": "agro", "qrpo_ties": "mid"}, "qrpo_ties is 'mid', which has no effect"),
+        ({"objective": "agro", "sapg_mu_max": 2.0}, "sapg_mu_max is 2.0, which has no effect"),
+        ({"objective": "sapg", "sapg_mu_max": 0.5}, "sapg_mu_max is 0.5: choose at least 1"),
         ({"objective": "qrpo", "sync_ref_model": True}, "needs sync_ref_model=False"),
         ({"objective": "qrpo", "use_vllm": True}, "needs use_vllm=False"),
     ],

@@ -22,6 +22,10 @@ def config(**options: Any) -> PODSConfig:
     ("options", "words"),
     [
         ({"objective": "sapg"}, "objective='sapg' trains as 'grpo' with loss_type='dapo'"),
+        (
+            {"objective": "sapg", "behaviours": [{"temperature": 1.0, "share": 1.0}]},
+            "objective='sapg' trains as 'grpo'",
+        ),
         ({"objective": "sdpo"}, "objective='sdpo' trains as 'dpo'"),
         ({"objective": "vargrad"}, "trains as 'agro': its loss is 200 times"),
         ({"objective": "vargrad", "beta": 0.5}, "its loss is 8 times"),
@@ -42,6 +46,7 @@ def test_a_word_that_is_another(options: dict[str, Any], words: str) -> None:
         {"advantage": "dr_grpo"},
         {"advantage": "rloo", "budget": "pooled"},  # groups of several sizes, several factors
         {"objective": "sapg", "use_vllm": True},
+        {"objective": "sapg", "behaviours": [{"temperature": 1.3, "share": 1.0}]},
         {"objective": "tdpo2"},
         {"objective": "bmc"},
         *({"objective": name} for name in ("agro", "qrpo", "rebel", "dpo", "tdpo1", "rbrm")),

@@ -50,6 +50,7 @@ what is sampled and kept
   --num_rollouts N        n: rollouts sampled per prompt (default 2 x num_generations)
   --num_generations M     m: rollouts kept per prompt for the update
   --num_generations_start K, --num_generations_steps S   m grows from K within S steps
+  --behaviours JSON       several temperatures sample a group, each its share (docs/methods.md)
   --selection_rule RULE   max_variance (default), max_reward, random, percentile,
                           max_abs_advantage, shortest, reward_per_token
   --budget HOW            per_prompt (default: m of each) or pooled: the step's kept rollouts go
@@ -72,10 +73,10 @@ what is minimised
   --objective NAME        grpo (default: TRL's loss), sapg, agro, vargrad, rebel, qrpo, astar_po,
                           and on pairs dpo, tdpo1, tdpo2, bmc, rbrm, sdpo, veripo
   --beta B                strength of the pull to the reference policy
-  --rebel_eta, --value_beta, --num_reference_rollouts, --qrpo_ties, --pair_mode, --tdpo_alpha,
-  --bmc_delta, --rbrm_alpha, --sdpo_first_turn, --sdpo_num_turns, --veripo_policy_steps,
-  --veripo_pair_steps, --veripo_policy_beta, --veripo_drop_solved   of single objectives:
-                          docs/methods.md
+  --rebel_eta, --value_beta, --num_reference_rollouts, --qrpo_ties, --sapg_mu_max, --pair_mode,
+  --tdpo_alpha, --bmc_delta, --rbrm_alpha, --sdpo_first_turn, --sdpo_num_turns,
+  --veripo_policy_steps, --veripo_pair_steps, --veripo_policy_beta, --veripo_drop_solved   of
+                          single objectives: docs/methods.md
 
 when it ends, and what is measured and written
   --max_steps STEPS       optimizer steps

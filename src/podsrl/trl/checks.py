@@ -14,6 +14,7 @@ from podsrl.core.kalman import check_options as check_krpo_options
 from podsrl.core.schedule import smallest_unit
 from podsrl.core.select import RULES
 from podsrl.core.selection import BUDGETS
+from podsrl.trl.behaviours_checks import check_behaviours
 from podsrl.trl.objective_checks import check_objective
 from podsrl.trl.rounds_checks import check_rounds
 
@@ -47,6 +48,7 @@ def check_settings(config: "PODSConfig") -> None:
     if config.early_stop:
         _check_early_stop(config)
     check_rounds(config)
+    check_behaviours(config)
     if config.early_stop or config.sampling_rounds:
         _check_bounds(config)
 

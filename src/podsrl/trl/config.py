@@ -139,6 +139,9 @@ class PODSConfig(GRPOConfig):
         "objective='astar_po': between the best (towards 0) and the mean reward "
         "(large) of the reference as its value. Default: 0.5."
     )
+    sapg_mu_max: float | None = of_objective(
+        "objective='sapg': most that a token of another behaviour weighs. Default: 3."
+    )
     qrpo_ties: str | None = of_objective(
         "objective='qrpo': the quantile of rewards that are equal: 'mid' of them, or 'upper' end, "
         "the published code's, weak with 0/1 rewards. Default: mid."
@@ -154,6 +157,14 @@ class PODSConfig(GRPOConfig):
         metadata={
             "help": "n: rollouts sampled per prompt, of which num_generations (m) are kept for the "
             "update. Default: 2 x num_generations. n = m is plain GRPO."
+        },
+    )
+    behaviours: list[dict[str, float]] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Policies that sample a group together, each its share of num_rollouts at its "
+            """temperature: [{"temperature": 1.0, "share": 0.5}, {"temperature": 1.3, "share": """
+            "0.5}]. Default: all n at `temperature`."
         },
     )
     selection_rule: str = field(

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from podsrl.trl.behaviours_checks import read_behaviours
 from podsrl.trl.checks import settings_needing_all, why_dead_rows_matter
 from podsrl.trl.objective_checks import DEFAULT_REFERENCE_ROLLOUTS
 
@@ -17,8 +18,10 @@ def fill_in_defaults(config: "PODSConfig") -> None:
         config.advantage_from = "all" if settings_needing_all(config) else "kept"
     if config.num_rollouts is None:
         config.num_rollouts = DEFAULT_ROLLOUTS_PER_KEPT * config.num_generations
+    config.behaviours = read_behaviours(config.behaviours)
     samples_more = config.num_rollouts > config.num_generations
-    config.fast_sampling = samples_more if config.fast_sampling is None else config.fast_sampling
+    if config.fast_sampling is None:
+        config.fast_sampling = samples_more or config.behaviours is not None
     config.packed_update = samples_more if config.packed_update is None else config.packed_update
     if config.skip_dead_rows is None:
         config.skip_dead_rows = config.packed_update and why_dead_rows_matter(config) is None

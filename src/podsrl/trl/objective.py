@@ -3,7 +3,7 @@
 Shape letters: B kept rows, T completion tokens, K rollouts of the reference per prompt.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,9 @@ from trl import GRPOTrainer
 
 from podsrl.core.objectives import KeptBatch, Objective
 from podsrl.core.objectives.pairs import MEANS_OVER_PAIRS, NUM_PAIRS
+from podsrl.core.objectives.ratio import MU_EFFECTIVE, NUM_TOKENS
 from podsrl.trl.batch import GenerationBatch
+from podsrl.trl.behaviours import Behaviours
 from podsrl.trl.dealing import GROUP, REWARDS
 from podsrl.trl.reference import ReferenceRewards
 from podsrl.trl.token_kl import TokenDivergence
@@ -25,6 +27,7 @@ NUM_ROWS = "objective_num_rows"
 REFERENCE_REWARDS = "objective_reference_rewards"
 ACCURACY = "objective_accuracy"
 REFERENCE_HIDDEN = "objective_reference_hidden"
+BEHAVIOUR = "objective_behaviour"
 
 # Entries of TRL's batch of a model that sees, which its log-probs are of.
 SEEN: tuple[str, ...] = (
@@ -49,6 +52,7 @@ class ObjectiveStep:
     before TRL shuffles its rows; `loss` reads it there.
 
     reference, token_kl: the steps of objectives that need them, else None.
+    behaviours: knows whose each rollout is; None where one policy samples.
     """
 
     def __init__(
@@ -58,9 +62,10 @@ class ObjectiveStep:
         *,
         reference: ReferenceRewards | None,
         token_kl: TokenDivergence | None,
+        behaviours: Behaviours | None,
     ) -> None:
         self.host, self.objective = host, objective
-        self.reference, self.token_kl = reference, token_kl
+        self.reference, self.token_kl, self.behaviours = reference, token_kl, behaviours
         self.needs_whole_groups = objective.needs_whole_groups
         self.knows_its_twin = host.args.objective != "rbrm"  # a twin of dpo on some rewards
 
@@ -90,6 +95,8 @@ class ObjectiveStep:
         if self.objective.needs_accuracy:
             accuracy_P = selection.rewards_per_func_PNF[..., 0].nanmean(dim=1)
             statistics[ACCURACY] = accuracy_P[selection.group_B[rows]].to(device)
+        if self.behaviours is not None:
+            statistics[BEHAVIOUR] = self.behaviours.of_rows(selection.kept_rows_B[rows]).to(device)
         if self.token_kl is not None:
             statistics[REFERENCE_HIDDEN] = self.token_kl.pop_hidden()
         return statistics
@@ -158,6 +165,7 @@ class ObjectiveStep:
             "behaviour_log_probs": "sampling_per_token_logps",
             "completion_ids": "completion_ids",
             "accuracy": ACCURACY,
+            "behaviour": BEHAVIOUR,
         }
         extras = {name: inputs[key] for name, key in names.items() if inputs.get(key) is not None}
         if self.token_kl is not None:
@@ -167,23 +175,36 @@ class ObjectiveStep:
         return extras
 
     def _record(self, metrics: dict[str, Tensor]) -> None:
-        """Mean over processes, in one exchange; over pairs where a metric is their mean.
+        """Mean over processes, in one exchange; over pairs or tokens where a metric is their mean.
 
-        What no process has a pair for is not logged, instead of a NaN for the whole step.
+        What no process has any of is not logged, instead of a NaN for the whole step.
         """
-        num_pairs = metrics.get(f"objective/{NUM_PAIRS}")
-        of_pairs = (
-            [f"objective/{name}" for name in MEANS_OVER_PAIRS] if num_pairs is not None else []
-        )
         values = {name: value.detach().float() for name, value in metrics.items()}
-        for name in of_pairs:
-            assert num_pairs is not None
-            # Not a product alone: 0 pairs have the mean NaN, and a NaN of real pairs must show.
-            values[name] = (values[name] * num_pairs).where(num_pairs > 0, 0.0)
+        number_of = numbers_of_means(values)
+        for name, number in number_of.items():
+            # Not a product alone: a mean of none is NaN, and a NaN of real ones must show.
+            count = values[number]
+            values[name] = (values[name] * count).where(count > 0, 0.0)
         means = self.host.accelerator.reduce(torch.stack([*values.values()]), reduction="mean")
         numbers = dict(zip(values, means.tolist(), strict=True))
-        for name, number in numbers.items():
-            if name not in of_pairs:
-                self.host._metrics["train"][name].append(number)
-            elif numbers[f"objective/{NUM_PAIRS}"] > 0:
-                self.host._metrics["train"][name].append(number / numbers[f"objective/{NUM_PAIRS}"])
+        for name, number_found in numbers.items():
+            if name not in number_of:
+                self.host._metrics["train"][name].append(number_found)
+            elif numbers[number_of[name]] > 0:
+                mean = number_found / numbers[number_of[name]]
+                self.host._metrics["train"][name].append(mean)
+
+
+def numbers_of_means(names: Iterable[str]) -> dict[str, str]:
+    """The metrics that are means over some alone, and the metric that says over how many.
+
+    Example: `objective/mu_frac_effective/1` is a mean over `objective/num_tokens/1`.
+    """
+    of_pairs = {f"objective/{name}": f"objective/{NUM_PAIRS}" for name in MEANS_OVER_PAIRS}
+    found = {}
+    for name in names:
+        if name in of_pairs:
+            found[name] = of_pairs[name]
+        elif name.startswith(f"objective/{MU_EFFECTIVE}"):
+            found[name] = name.replace(MU_EFFECTIVE, NUM_TOKENS)
+    return found

@@ -47,6 +47,7 @@ def _name_own(config: "PODSConfig") -> None:
 def check_objective(config: "PODSConfig") -> None:
     """Raise `ValueError` for what the objective and its options rule out."""
     _check_pairs(config)
+    _check_at_least(config, "sapg_mu_max", 1)
     if config.qrpo_ties not in (None, *TIES):
         raise ValueError(f"qrpo_ties is {config.qrpo_ties!r}; choose one of {', '.join(TIES)}.")
     objective = config.get_objective()

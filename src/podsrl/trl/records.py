@@ -46,6 +46,8 @@ def record_metrics(host: GRPOTrainer, batch: GenerationBatch, stopping: Stopping
         over_all = reward_metrics(rewards_PN, rewards_PNF, host.reward_func_names)
     values = over_all | {f"pods/{name}": value for name, value in selection.numbers().items()}
     values |= batch.metrics
+    if host.behaviours is not None:
+        values |= host.behaviours.metrics(selection)
     if stopping is not None:
         values |= stopping.metrics(selection)
     metrics = host._metrics["train"]

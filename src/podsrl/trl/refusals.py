@@ -67,6 +67,8 @@ def refuse_arguments(arguments: dict[str, Any]) -> None:
         _refuse_early_stop_arguments(args, arguments)
     if args is not None and arguments.get("rollout_func"):
         _refuse_rollout_function(args)
+    if args is not None and args.behaviours:
+        _refuse_behaviours_turns(arguments)
 
 
 def refuse_trainer(host: GRPOTrainer) -> None:
@@ -82,6 +84,8 @@ def refuse_trainer(host: GRPOTrainer) -> None:
             f"{type(host.train_dataset).__name__}: pass a datasets.Dataset, or leave "
             "refill_constant_groups at 0."
         )
+    if host.args.behaviours:
+        _refuse_behaviours_generate(host)
     _refuse_objective(host)
     tell_twin(host)
     if host.accelerator.num_processes > MANY_PROCESSES and host.accelerator.is_main_process:
@@ -152,6 +156,24 @@ def _refuse_early_stop_arguments(args: PODSConfig, arguments: dict[str, Any]) ->
                 f"{'a model' if is_model else 'async'}: give plain functions, or leave early_stop "
                 "out."
             )
+
+
+def _refuse_behaviours_turns(arguments: dict[str, Any]) -> None:
+    name = next((name for name in TURNS if arguments.get(name)), None)
+    if name is not None:
+        raise NotImplementedError(
+            f"behaviours says who samples a rollout by its place in the group, but {name} samples "
+            "further turns of some rollouts alone, or elsewhere: leave one of the two out."
+        )
+
+
+def _refuse_behaviours_generate(host: GRPOTrainer) -> None:
+    reason = settings_or_why_generate(host)
+    if isinstance(reason, str):
+        raise NotImplementedError(
+            "behaviours needs our own sampling, as generate does not say how likely what it drew "
+            f"was, but {reason}: leave behaviours out."
+        )
 
 
 def _refuse_early_stop(host: GRPOTrainer) -> None:

@@ -3,7 +3,9 @@
 import itertools
 import logging
 import math
+from collections import defaultdict
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
 from podsrl.sampling.monitor import Monitor
-from podsrl.sampling.sample import sample
+from podsrl.sampling.sample import SampledRollouts, sample
 from podsrl.sampling.settings import SamplingSettings, settings_or_reason
 from podsrl.trl.sharded import whole_weights, why_not_whole
 
@@ -31,34 +33,71 @@ class PromptOnce:
         """Why the last rollouts were left to `generate`."""
 
     def __call__(
-        self, prompt_ids: list[list[int]], monitor: Monitor | None = None
-    ) -> list[list[int]] | None:
-        """Completion ids of one rollout per row; None where they are to come from `generate`."""
+        self,
+        prompt_ids: list[list[int]],
+        monitor: Monitor | None = None,
+        temperatures: list[float] | None = None,
+    ) -> tuple[list[list[int]], list[list[float]] | None] | None:
+        """Token ids and log-probs of one rollout per row; None where `generate` is to sample.
+
+        temperatures: of each row; None: the policy's own. Then there are no log-probs, otherwise
+            those of the temperature that drew the token, NaN in rows of the policy's own.
+        """
         settings = settings_or_why_generate(self.host)
         if isinstance(settings, str):
+            if temperatures is not None:
+                raise RuntimeError(f"behaviours cannot be sampled any more: {settings}")
             if self.fallback is None:
                 logger.warning("sampling through TRL's generate, which is slower: %s", settings)
             self.fallback = settings
             return None
-        # Equal rows are neighbours and share the reading of their prompt. The sampler takes one
-        # number of rollouts for all prompts, so groups of other sizes are cut into equal parts.
-        runs = [(ids, len(list(rows))) for ids, rows in itertools.groupby(prompt_ids)]
-        num_shared = math.gcd(*(count for _, count in runs))
-        prompts = [ids for ids, count in runs for _ in range(count // num_shared)]
+        rows_of = defaultdict(list)
+        for row, each in enumerate(temperatures or [settings.temperature] * len(prompt_ids)):
+            rows_of[each].append(row)
+        completion_ids: list[list[int]] = [[]] * len(prompt_ids)
+        log_probs: list[list[float]] = [[]] * len(prompt_ids)
         with (
             unwrapped_policy(self.host) as model,
             self.host._dist.summon_full_params(self.host.model_wrapped, recurse=False),
             whole_weights(self.host) if self.host.is_fsdp_enabled else nullcontext(),
         ):
-            rollouts = sample(
-                model,
-                prompts,
-                num_shared,
-                settings=settings,
-                autocast_dtype=autocast_dtype(self.host),
-                monitor=monitor,
-            )
-        return rollouts.completion_ids
+            for temperature, rows in rows_of.items():
+                is_own = temperature == settings.temperature
+                found = self._sample(
+                    model,
+                    [prompt_ids[row] for row in rows],
+                    settings if is_own else replace(settings, temperature=temperature),
+                    monitor,
+                    return_log_probs=not is_own,
+                )
+                known = found.log_probs or [[math.nan] * len(ids) for ids in found.completion_ids]
+                for i, row in enumerate(rows):
+                    completion_ids[row], log_probs[row] = found.completion_ids[i], known[i]
+        return completion_ids, None if temperatures is None else log_probs
+
+    def _sample(
+        self,
+        model: Any,
+        prompt_ids: list[list[int]],
+        settings: SamplingSettings,
+        monitor: Monitor | None,
+        *,
+        return_log_probs: bool,
+    ) -> SampledRollouts:
+        # Equal rows are neighbours and share the reading of their prompt. The sampler takes one
+        # number of rollouts for all prompts, so groups of other sizes are cut into equal parts.
+        runs = [(ids, len(list(rows))) for ids, rows in itertools.groupby(prompt_ids)]
+        num_shared = math.gcd(*(count for _, count in runs))
+        prompts = [ids for ids, count in runs for _ in range(count // num_shared)]
+        return sample(
+            model,
+            prompts,
+            num_shared,
+            settings=settings,
+            autocast_dtype=autocast_dtype(self.host),
+            monitor=monitor,
+            return_log_probs=return_log_probs,
+        )
 
 
 def settings_or_why_generate(host: GRPOTrainer) -> SamplingSettings | str:

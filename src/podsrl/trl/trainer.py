@@ -2,8 +2,8 @@
 
 TRL's `num_generations` is m, so all of its arithmetic (batch sizes, loss denominators, importance
 ratios, reference log-probs) concerns kept rollouts. Each step of ours is an object that is None
-when it is off: `prompt_once`, `stopping`, `refilling`, `kept_log_probs`, `token_kl`, `reference`,
-`objective_step`. tests/trainer/test_host_contract.py holds TRL to what is relied on here.
+when it is off: `prompt_once`, `behaviours`, `stopping`, `refilling`, `kept_log_probs`, `token_kl`,
+`reference`, `objective_step`. tests/trainer/test_host_contract.py holds TRL to what is relied on.
 
 Shape letters: P prompts, N sampled rollouts, F reward functions.
 """
@@ -30,6 +30,7 @@ from podsrl.packing.attention import without_shared_prefix
 from podsrl.packing.log_probs import unwrap
 from podsrl.packing.serve import LogProbs
 from podsrl.trl.batch import GenerationBatch, Rollouts, selector_of, use_old_log_probs
+from podsrl.trl.behaviours import Behaviours
 from podsrl.trl.clock import PhaseClock, StepClock, peak_memory_gib
 from podsrl.trl.dealing import deal
 from podsrl.trl.early_stop import Stopping
@@ -108,6 +109,7 @@ class PODSTrainer(GRPOTrainer):
         self.own_advantages = args.own_advantages() or args.budget == "pooled"
         engine = self.use_vllm or self.use_transformers_continuous_batching
         self.prompt_once = PromptOnce(self) if args.fast_sampling and not engine else None
+        self.behaviours = Behaviours(self) if args.behaviours else None
         self.stopping = Stopping(self) if args.early_stop else None
         sample = SampleAndScore(self, super()._generate, self.stopping)
         self.sample = InRounds(self, sample) if args.sampling_rounds else sample
@@ -121,7 +123,11 @@ class PODSTrainer(GRPOTrainer):
         needs_reference = objective and objective.needs_reference_rewards
         self.reference = ReferenceRewards(self, self.clock) if needs_reference else None
         self.objective_step = objective and ObjectiveStep(
-            self, objective, reference=self.reference, token_kl=self.token_kl
+            self,
+            objective,
+            reference=self.reference,
+            token_kl=self.token_kl,
+            behaviours=self.behaviours,
         )
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
@@ -209,9 +215,13 @@ class PODSTrainer(GRPOTrainer):
     ):
         if self.prompt_once and self.model.training:
             monitor = self.stopping.monitor if self.stopping else None
-            completion_ids = self.prompt_once(prompt_ids, monitor)
-            if completion_ids is not None:
-                return completion_ids, None
+            temperatures = None
+            # Not while the reference samples, which it does once the policy's are chosen.
+            if self.behaviours and self.batch and self.batch.selection is None:
+                temperatures = self.behaviours.temperatures(len(prompt_ids))
+            sampled = self.prompt_once(prompt_ids, monitor, temperatures)
+            if sampled is not None:
+                return sampled
         continuous = self.use_transformers_continuous_batching
         with without_shared_prefix(unwrap(self.model)) if continuous else nullcontext():
             return super()._generate_single_turn(

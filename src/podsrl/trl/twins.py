@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from trl import GRPOTrainer
 
+from podsrl.trl.behaviours_checks import behaviours_differ
+
 if TYPE_CHECKING:
     from podsrl.trl.config import PODSConfig
 
@@ -51,8 +53,8 @@ def twin_of(config: "PODSConfig") -> str | None:
 
 
 def _sapg(config: "PODSConfig") -> str | None:
-    """vLLM's own log-probs make it another loss; whatever else samples is the policy itself."""
-    if config.use_vllm:
+    """vLLM's and behaviours' own log-probs make it another loss; else the policy itself samples."""
+    if config.use_vllm or behaviours_differ(config):
         return None
     return "'grpo' with loss_type='dapo': the policy itself samples, so that mu is 1"
 

@@ -37,6 +37,8 @@ class Objective:
             the reference over the vocabulary, summed over tokens.
         needs_accuracy: reads `batch.extras["accuracy"]`, (B,): mean of the first reward function
             over all n rollouts of the row's prompt.
+        any_policy: right for rollouts of any policy: it reads the log-probs of the one that
+            sampled, extras["behaviour_log_probs"], or its optimum is the same whoever sampled.
         is_zero_without_advantage: a row of advantage 0 adds nothing to loss or gradient, whatever
             its log-probs.
         schedule: names of two of the options, which `function` does not receive: TRL's own loss for
@@ -53,6 +55,7 @@ class Objective:
     needs_advantages: bool = False
     needs_token_kl: bool = False
     needs_accuracy: bool = False
+    any_policy: bool = False
     is_zero_without_advantage: bool = False
     schedule: tuple[str, str] | None = None
     policy_beta: str | None = None
@@ -61,29 +64,42 @@ class Objective:
 PAIRS: dict[str, float | str | None] = {"beta": 0.1, "pair_mode": "extremes"}
 
 OBJECTIVES: dict[str, Objective] = {
-    "agro": Objective(agro, {"beta": 0.1}, needs_whole_groups=True),
+    "agro": Objective(agro, {"beta": 0.1}, needs_whole_groups=True, any_policy=True),
     "astar_po": Objective(
-        astar_po, {"beta": 1e-3, "value_beta": 0.5}, needs_reference_rewards=True
+        astar_po,
+        {"beta": 1e-3, "value_beta": 0.5},
+        needs_reference_rewards=True,
+        any_policy=True,
     ),
-    "qrpo": Objective(qrpo, {"beta": 0.1, "qrpo_ties": "mid"}, needs_reference_rewards=True),
+    "qrpo": Objective(
+        qrpo, {"beta": 0.1, "qrpo_ties": "mid"}, needs_reference_rewards=True, any_policy=True
+    ),
     "rebel": Objective(rebel, {"rebel_eta": 1.0}, needs_reference=False, needs_whole_groups=True),
-    "vargrad": Objective(vargrad, {"beta": 0.1}, needs_whole_groups=True),
+    "vargrad": Objective(vargrad, {"beta": 0.1}, needs_whole_groups=True, any_policy=True),
     "sapg": Objective(
         sapg,
-        {"epsilon": 0.2, "epsilon_high": None},
+        {"epsilon": 0.2, "epsilon_high": None, "sapg_mu_max": 3.0},
         needs_reference=False,
         needs_advantages=True,
+        any_policy=True,
         is_zero_without_advantage=True,
     ),
-    "dpo": Objective(dpo, PAIRS, needs_whole_groups=True),
-    "tdpo1": Objective(tdpo1, PAIRS, needs_whole_groups=True, needs_token_kl=True),
+    "dpo": Objective(dpo, PAIRS, needs_whole_groups=True, any_policy=True),
+    "tdpo1": Objective(tdpo1, PAIRS, needs_whole_groups=True, needs_token_kl=True, any_policy=True),
     "tdpo2": Objective(
-        tdpo2, PAIRS | {"tdpo_alpha": 0.5}, needs_whole_groups=True, needs_token_kl=True
+        tdpo2,
+        PAIRS | {"tdpo_alpha": 0.5},
+        needs_whole_groups=True,
+        needs_token_kl=True,
+        any_policy=True,
     ),
-    "bmc": Objective(bmc, PAIRS | {"bmc_delta": 2.0}, needs_whole_groups=True),
-    "rbrm": Objective(rbrm, PAIRS | {"rbrm_alpha": 7.5}, needs_whole_groups=True),
+    "bmc": Objective(bmc, PAIRS | {"bmc_delta": 2.0}, needs_whole_groups=True, any_policy=True),
+    "rbrm": Objective(rbrm, PAIRS | {"rbrm_alpha": 7.5}, needs_whole_groups=True, any_policy=True),
     "sdpo": Objective(
-        sdpo, PAIRS | {"sdpo_first_turn": 0, "sdpo_num_turns": None}, needs_whole_groups=True
+        sdpo,
+        PAIRS | {"sdpo_first_turn": 0, "sdpo_num_turns": None},
+        needs_whole_groups=True,
+        any_policy=True,
     ),
     "veripo": Objective(
         veripo,

@@ -1,0 +1,69 @@
+"""Several policies sample one group: whose each place is, and what each of them brought.
+
+Shape letters: P prompts, N sampled rollouts, K behaviours, B kept rows.
+"""
+
+import torch
+from torch import Tensor
+from trl import GRPOTrainer
+
+from podsrl.core.selection import Selection
+from podsrl.trl.behaviours_checks import (
+    behaviours_differ,
+    num_rollouts_each,
+    temperature_of_places,
+)
+
+
+class Behaviours:
+    """Says at which temperature each rollout of a group is sampled.
+
+    In each group the rollouts of the first behaviour come first, then those of the second; so a
+    rollout's place says whose it is, in every process and whatever the selection keeps.
+    """
+
+    def __init__(self, host: GRPOTrainer) -> None:
+        self.host = host
+        self.num_each = num_rollouts_each(host.args)
+        self.temperatures_N = temperature_of_places(host.args)
+        self.differ = behaviours_differ(host.args)
+
+    def temperatures(self, num_rows: int) -> list[float] | None:
+        """Of each row that this process samples, of as many in every process.
+
+        None where no behaviour differs from the policy, and so in all processes or in none: what
+        some say of their rollouts and others do not could not be exchanged.
+        """
+        if not self.differ:
+            return None
+        first = self.host.accelerator.process_index * num_rows
+        num_rollouts = len(self.temperatures_N)
+        return [self.temperatures_N[(first + row) % num_rollouts] for row in range(num_rows)]
+
+    def of_rows(self, rows_B: Tensor) -> Tensor:
+        """1 at the behaviour of each row, else 0, (B, K).
+
+        rows_B: counted over all sampled rollouts of all processes.
+
+        Example: two behaviours of two rollouts each: row 5 is of the first, row 7 of the second.
+        """
+        bounds_K = torch.tensor(self.num_each, device=rows_B.device).cumsum(0)
+        behaviour_B = torch.bucketize(rows_B % len(self.temperatures_N), bounds_K, right=True)
+        return torch.nn.functional.one_hot(behaviour_B, len(self.num_each)).float()
+
+    def metrics(self, selection: Selection) -> dict[str, Tensor]:
+        """What each behaviour brought, by the names of docs/metrics.md.
+
+        A success is a rollout to which the first reward function gives more than 0.
+        """
+        rewards_PN = selection.rewards_per_func_PNF[..., 0]
+        success_PN = rewards_PN > 0
+        found = {"behaviours/frac_groups_with_success": success_PN.any(1).double().mean()}
+        of_each = [each.split(self.num_each, dim=1) for each in (success_PN, selection.kept_PN)]
+        scored = (~rewards_PN.isnan()).split(self.num_each, dim=1)
+        for k, (success_PK, kept_PK, scored_PK) in enumerate(zip(*of_each, scored, strict=True)):
+            found |= {
+                f"behaviours/{k}/frac_kept": kept_PK.sum() / selection.kept_PN.sum(),
+                f"behaviours/{k}/frac_success": success_PK.sum() / scored_PK.sum().clamp(min=1),
+            }
+        return {name: number.double() for name, number in found.items()}
