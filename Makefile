@@ -13,7 +13,7 @@ train: $(VENV)/.installed
 	$(BIN)/podsrl train $(RECIPE)
 
 test: $(VENV)/.installed lint docs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 # verl wants older transformers than the suite is run with, and Ray: an environment of its own.
 test-verl: $(VENV_VERL)/.installed

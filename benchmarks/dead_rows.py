@@ -2,10 +2,11 @@
 
     python benchmarks/dead_rows.py --output benchmarks/dead_rows.json
 
-The packaged model, four prompts a step, n = 16, m = 4. The reward of 0 to 3 of the prompts is
-constant, so that 0, 25, 50 and 75 % of the kept rows have advantage 0. Sides (`skip_dead_rows` on
-and off) and shares alternate, each time in a trainer of its own, whose first step is not counted;
-medians. `of_linear` is the seconds over those of the share on the line from none dead to none live.
+The packaged model, four prompts a step, n = 16, m = 4. The reward of 0, 1, 2, 3 of the prompts is
+constant, step by step in turn, so that 0, 25, 50 and 75 % of the kept rows have advantage 0 and a
+machine that changes its speed does so for all shares. Sides (`skip_dead_rows` on and off) have
+trainers of their own, in turn, whose first step is not counted; medians. `of_line` is the seconds
+over those of the straight line through all shares (least squares).
 """
 
 import argparse
@@ -32,28 +33,33 @@ PROMPTS, WIDE, KEPT = 4, 16, 4
 
 
 class Reward:
-    """Rollouts of the first `num_dead` prompts of a batch get 0, of the others 0 and 1 in turn."""
+    """Rollouts of the first prompts of a batch get 0, of the others 0 and 1 in turn.
+
+    In step i, from 0, the first (i - 1) mod 4 prompts: after one step, 0 to 3 in turn.
+    """
 
     __name__ = "turns"
 
-    def __init__(self, num_dead: int) -> None:
-        self.num_dead = num_dead
+    def __init__(self) -> None:
+        self.num_calls = 0
 
     def __call__(self, completions: list[Any], **_: Any) -> list[float]:
-        return [float(i // WIDE >= self.num_dead and i % 2 == 0) for i in range(len(completions))]
+        num_dead = (self.num_calls - 1) % PROMPTS
+        self.num_calls += 1
+        return [float(i // WIDE >= num_dead and i % 2 == 0) for i in range(len(completions))]
 
 
-def seconds_of_updates(num_dead: int, skips: bool, sizes: argparse.Namespace) -> list[float]:
-    """Seconds of forward and backward passes of each counted step."""
+def seconds_of_updates(skips: bool, sizes: argparse.Namespace) -> list[float]:
+    """Seconds of forward and backward passes of each counted step, by turns of dead prompts."""
     trainer = PODSTrainer(
         model=load_model(sizes.model),
-        reward_funcs=[Reward(num_dead)],
+        reward_funcs=[Reward()],
         args=PODSConfig(
             mkdtemp(),
             num_rollouts=WIDE,
             num_generations=KEPT,
             per_device_train_batch_size=PROMPTS * KEPT,
-            max_steps=1 + sizes.steps,
+            max_steps=1 + PROMPTS * sizes.steps,
             max_completion_length=sizes.tokens,
             learning_rate=2e-5,
             lr_scheduler_type="constant",
@@ -79,37 +85,42 @@ def seconds_of_updates(num_dead: int, skips: bool, sizes: argparse.Namespace) ->
 
 def measure(sizes: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Median seconds of an update, by side and share of dead rows."""
-    found: defaultdict[tuple[str, int], list[float]] = defaultdict(list)
+    found: defaultdict[str, list[float]] = defaultdict(list)
     for repeat in range(sizes.repeats):
-        for num_dead in range(PROMPTS):
-            sides = [True, False] if (repeat + num_dead) % 2 else [False, True]
-            for skips in sides:
-                side = "skipped" if skips else "all rows"
-                found[side, num_dead] += seconds_of_updates(num_dead, skips, sizes)
-                print(f"{num_dead}/{PROMPTS} {side}: {found[side, num_dead][-1]:.2f} s", flush=True)
-    seconds: dict[str, dict[str, float]] = {"skipped": {}, "all rows": {}}
-    for (side, num_dead), values in sorted(found.items()):
-        seconds[side][str(num_dead / PROMPTS)] = statistics.median(values)
-    return seconds
+        for skips in [True, False] if repeat % 2 else [False, True]:
+            side = "skipped" if skips else "all rows"
+            found[side] += seconds_of_updates(skips, sizes)
+            print(side, [round(value, 2) for value in found[side]], flush=True)
+    return {
+        side: {
+            str(num_dead / PROMPTS): statistics.median(values[num_dead::PROMPTS])
+            for num_dead in range(PROMPTS)
+        }
+        for side, values in found.items()
+    }
+
+
+def of_line(seconds: dict[str, float]) -> dict[str, float]:
+    """Each share's seconds over those of the line through all of them; 1 where they are linear."""
+    slope, start = statistics.linear_regression(
+        [float(share) for share in seconds], seconds.values()
+    )
+    return {share: value / (start + slope * float(share)) for share, value in seconds.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--tokens", type=int, default=24, help="length limit of a completion")
-    parser.add_argument("--steps", type=int, default=2, help="counted steps of a trainer")
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=5, help="counted steps of a share, a trainer")
+    parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/dead_rows.json"))
     sizes = parser.parse_args()
     logging.disable_progress_bar()
     seconds = measure(sizes)
-    none_dead = seconds["skipped"]["0.0"]
     result = {
         "seconds": seconds,
-        "of_linear": {
-            share: value / (none_dead * (1 - float(share)))
-            for share, value in seconds["skipped"].items()
-        },
+        "of_line": of_line(seconds["skipped"]),
         "all_rows_over_skipped": {
             share: seconds["all rows"][share] / value for share, value in seconds["skipped"].items()
         },
@@ -119,7 +130,7 @@ def main() -> None:
         ),
     }
     sizes.output.write_text(json.dumps(result, indent=2) + "\n")
-    print(json.dumps({k: result[k] for k in ("of_linear", "all_rows_over_skipped")}, indent=2))
+    print(json.dumps({k: result[k] for k in ("of_line", "all_rows_over_skipped")}, indent=2))
 
 
 if __name__ == "__main__":

@@ -6,9 +6,10 @@ One prompt of random tokens; all rollouts have `--new-tokens` tokens, so both ar
 Each arm runs in a process of its own, in turn, `--repeats` times: seconds of sampling after one
 short call to warm up, and by how much the process's peak memory grew over what it held before. The
 JSON holds medians, the cache's bytes by count, and the largest difference of log-probs in nats
-between tokens that both arms drew from equal contexts. With `--top-p` below 1 the growth also shows
-what sorting the vocabulary takes, beside what the memory plan counts for it. On a machine that
-others use, compare processor seconds under OMP_NUM_THREADS=1; they leave out waiting.
+between tokens that both arms drew from equal contexts. A size that is measured anew replaces its
+figures in the file and leaves the others. With `--top-p` below 1 the growth also shows what sorting
+the vocabulary takes, beside what the memory plan counts for it. On a machine that others use,
+compare processor seconds under OMP_NUM_THREADS=1; they leave out waiting.
 """
 
 import argparse
@@ -101,7 +102,7 @@ def compare(
         for _ in range(args.repeats)
     ]
     settings, dtype = settings_of(args, args.new_tokens), getattr(torch, args.dtype)
-    result: dict[str, Any] = {}
+    result: dict[str, Any] = {"repeats": args.repeats}
     for arm, share in ARMS.items():
         runs = [each[arm] for each in rounds]
         keys = ("seconds", "cpu_seconds", "peak_growth_bytes")
@@ -136,14 +137,17 @@ def main() -> None:
     parser.add_argument("--num-rollouts", nargs="*", type=int, default=NUM_ROLLOUTS)
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
+    once = ("output", "repeats", "prompt_tokens", "num_rollouts")
     report: dict[str, Any] = {
-        **{key: value for key, value in vars(args).items() if key != "output"},
+        **{key: value for key, value in vars(args).items() if key not in once},
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
         "sizes": {},
     }
+    if args.output and args.output.exists():
+        report["sizes"] = json.loads(args.output.read_text())["sizes"]
     config = load(args).config
     for length in args.prompt_tokens:
         for num_rollouts in args.num_rollouts:
