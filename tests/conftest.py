@@ -10,6 +10,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
+from helpers.forked import forked_runs  # noqa: F401
 from helpers.skips import (  # noqa: F401
     pytest_configure,
     pytest_make_collect_report,

@@ -138,6 +138,7 @@ def test_a_bad_reward_is_one_line_before_anything_is_loaded(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_runs")
 def test_own_rule_and_objective_of_one_file_compared_with_pods_over_three_seeds(
     own: Path, tiny_folder: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -43,6 +43,7 @@ def set_in(path: Path, **settings: object) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_runs")
 def test_a_practitioner_needs_no_python_beyond_the_reward(
     tmp_path: Path,
     tiny_folder: str,

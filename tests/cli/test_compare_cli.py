@@ -67,6 +67,7 @@ def test_two_arms_of_one_seed(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_runs")
 def test_by_steps_the_same_arm_and_seed_learns_the_same_to_the_bit(
     comparison: Path, tmp_path: Path
 ) -> None:

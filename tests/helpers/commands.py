@@ -3,7 +3,10 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+
+from helpers.forked import run_together
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -37,12 +40,11 @@ def launch(
     script: str, *words: object, num_processes: int = 2, timeout_seconds: float = 800
 ) -> None:
     """Run tests/helpers/SCRIPT with these words in gloo processes, to a good end."""
-    command, environment = in_processes(script, num_processes)
-    done = subprocess.run(
-        [*command, *map(str, words)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout_seconds,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    with tempfile.TemporaryDirectory() as folder:
+        status, shown = run_together(
+            [TESTS / "helpers" / script, *words],
+            num_processes,
+            Path(folder),
+            timeout_seconds=timeout_seconds,
+        )
+    assert status == 0, shown[-3000:]

@@ -7,31 +7,31 @@ from pathlib import Path
 
 import pytest
 
-from helpers.commands import in_processes
+from helpers.commands import TESTS, in_processes
+from helpers.forked import run_together
 from helpers.tiny_runs import flags, learned, same_model
 from podsrl.runs.checkpoints import newest_whole, num_processes_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-def train(how: str, words: list[str]) -> tuple[int, str, float]:
-    """Status, what was printed, and seconds from the second step's line to the end."""
+def train(how: str, words: list[str], logs: Path) -> tuple[int, str, float]:
+    """Status, what was printed, and seconds from the checkpoint of the second step to the end."""
+    script = [TESTS / "helpers" / "train_processes.py", how, *words]
+    status, shown = run_together(script, 2, logs, timeout_seconds=300)
+    folder = Path(words[len(words) - 1 - words[::-1].index("--output_dir") + 1])
+    saved = folder / "checkpoint-2" / "trainer_state.json"
+    return status, shown, time.time() - saved.stat().st_mtime
+
+
+def test_torchrun_ends_with_the_one_that_fails(words: list[str], tmp_path: Path) -> None:
+    """As from a shell: what the others do without torchrun is the other tests' matter."""
     command, environment = in_processes("train_processes.py", 2)
-    process = subprocess.Popen(
-        [*command, how, *words],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert process.stdout is not None
-    lines, since = [], time.monotonic()
-    for line in process.stdout:
-        lines.append(line)
-        if line.startswith("step 2/"):
-            since = time.monotonic()
-    status = process.wait(timeout=300)
-    return status, "".join(lines), time.monotonic() - since
+    words = [*command, "raise", *words, "--output_dir", str(tmp_path / "run")]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0 and "the judge is down" in done.stdout + done.stderr
+    checkpoint, _ = newest_whole(tmp_path / "run")
+    assert checkpoint is not None and checkpoint.name == "checkpoint-2"
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def words(tiny_folder: str, sums: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def whole(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("processes") / "run"
-    status, shown, _ = train("none", [*words, "--output_dir", str(folder)])
+    status, shown, _ = train("none", [*words, "--output_dir", str(folder)], folder.parent / "logs")
     assert status == 0, shown
     return folder
 
@@ -54,7 +54,7 @@ def test_one_that_fails_ends_all_and_the_run_goes_on(
 ) -> None:
     """The second process of two fails in step 3, after the checkpoint of step 2."""
     own = [*words, "--output_dir", str(tmp_path / "run")]
-    status, shown, seconds = train(how, own)
+    status, shown, seconds = train(how, own, tmp_path / "logs")
     assert status != 0 and seconds < 60, shown
     checkpoint, _ = newest_whole(tmp_path / "run")
     assert checkpoint is not None and checkpoint.name == "checkpoint-2", shown
@@ -63,7 +63,7 @@ def test_one_that_fails_ends_all_and_the_run_goes_on(
         assert "took over 3 seconds" in shown
     if how != "raise":
         return
-    status, shown, _ = train("none", [*own, "--resume"])
+    status, shown, _ = train("none", [*own, "--resume"], tmp_path / "resumed")
     assert status == 0, shown
     assert same_model(tmp_path / "run" / "model", whole / "model")
     assert learned(tmp_path / "run") == learned(whole)
@@ -76,7 +76,7 @@ def test_a_hang_of_one_ends_the_run_within_a_minute_at_the_default_limit(
     own = [*words, "--output_dir", str(tmp_path / "run"), "--num_rollouts", "64"]
     place = own.index("--reward_timeout_seconds")
     del own[place : place + 2]
-    status, shown, seconds = train("hang", own)
+    status, shown, seconds = train("hang", own, tmp_path / "logs")
     assert status != 0 and seconds < 60, shown
     checkpoint, _ = newest_whole(tmp_path / "run")
     assert checkpoint is not None and checkpoint.name == "checkpoint-2", shown
