@@ -69,7 +69,7 @@ def test_ci_runs_on_every_python_that_is_allowed() -> None:
 def test_ci_runs_lint_and_tests() -> None:
     """.ci/run is `make test`, which depends on lint, and `make test-verl`."""
     ran = (ROOT / ".ci" / "run").read_text()
-    assert re.search(r"^make test$", ran, re.M) and "exec make test-verl" in ran
+    assert re.search(r"^make test$", ran, re.M) and re.search(r"^make test-verl$", ran, re.M)
     assert re.search(r"^test:.*\blint\b", (ROOT / "Makefile").read_text(), re.M)
 
 
