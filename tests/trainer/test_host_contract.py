@@ -19,6 +19,7 @@ SIGNATURES = {
     "_calculate_rewards": ["self", "inputs", "prompts", "completions", "completion_ids_list"],
     "log": ["self", "logs", "start_time"],
     "_compute_loss": ["self", "model", "inputs"],
+    "_get_grad_norm": ["self", "model", "grad_norm"],
     "_prepare_inputs": ["self", "generation_batch"],
     "_save_checkpoint": ["self", "model", "trial"],
     "_load_optimizer_and_scheduler": ["self", "checkpoint"],

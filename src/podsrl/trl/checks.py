@@ -45,6 +45,11 @@ def check_settings(config: "PODSConfig") -> None:
     _check_budget(config)
     _check_schedule(config)
     _check_dead_rows(config)
+    if int(config.stop_after_idle_steps or 0) < 0:
+        raise ValueError(
+            f"stop_after_idle_steps is {config.stop_after_idle_steps}; give a number of steps, 0 "
+            "for never."
+        )
     if config.early_stop:
         _check_early_stop(config)
     check_rounds(config)

@@ -230,6 +230,14 @@ class PODSConfig(GRPOConfig):
         },
     )
 
+    stop_after_idle_steps: int | None = field(
+        default=None,
+        metadata={
+            "help": "Stop with the reason after so many steps in a row of a gradient of exactly 0, "
+            "as without a pair or where all rewards are equal. 0: never. Default: 20; 0 with n = m "
+            "and objective='grpo'."
+        },
+    )
     early_stop: bool = field(
         default=False,
         metadata={

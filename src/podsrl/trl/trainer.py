@@ -2,8 +2,7 @@
 
 TRL's `num_generations` is m, so all of its arithmetic (batch sizes, loss denominators, importance
 ratios, reference log-probs) concerns kept rollouts. Each step of ours is an object that is None
-when it is off: `prompt_once`, `behaviours`, `stopping`, `refilling`, `kept_log_probs`, `token_kl`,
-`reference`, `objective_step`. tests/trainer/test_host_contract.py holds TRL to what is relied on.
+when it is off (`_build_steps`). tests/trainer/test_host_contract.py holds TRL to what is relied on.
 
 Shape letters: P prompts, N sampled rollouts, F reward functions.
 """
@@ -34,6 +33,7 @@ from podsrl.trl.behaviours import Behaviours
 from podsrl.trl.clock import PhaseClock, StepClock, peak_memory_gib
 from podsrl.trl.dealing import deal
 from podsrl.trl.early_stop import Stopping
+from podsrl.trl.idle import GradientWatch
 from podsrl.trl.objective import ObjectiveStep
 from podsrl.trl.prompt_order import ResumableSampler
 from podsrl.trl.records import log_rollouts, record_metrics, use_advantages
@@ -81,6 +81,7 @@ class PODSTrainer(GRPOTrainer):
         _get_per_token_logps_and_entropies      log-probs, packed where that is cheaper
         _calculate_rewards                      the rewards of the kept, computed in _generate
         _compute_loss                         another objective than TRL's
+        _get_grad_norm                        its norm, so that a run without a gradient ends
         log, _save_checkpoint, _load_optimizer_and_scheduler   what is written and read again
     """
 
@@ -119,6 +120,7 @@ class PODSTrainer(GRPOTrainer):
             self.accelerator.autocast, packs=args.packed_update, is_sharded=sharded
         )
         self.kept_log_probs = log_probs if args.packed_update or args.skip_dead_rows else None
+        self.watch = GradientWatch(self) if args.stop_after_idle_steps else None
         self.token_kl = TokenDivergence(self) if objective and objective.needs_token_kl else None
         needs_reference = objective and objective.needs_reference_rewards
         self.reference = ReferenceRewards(self, self.clock) if needs_reference else None
@@ -266,10 +268,18 @@ class PODSTrainer(GRPOTrainer):
             return self.objective_step.loss(model, inputs, super()._compute_loss)
         return super()._compute_loss(model, inputs)
 
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        if self.watch and norm is not None:
+            self.watch.norms.append(norm)
+        return norm
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if self.model.training:
             self._metrics["train"]["memory/peak_gib"] = [peak_memory_gib(self.accelerator.device)]
         super().log(logs, start_time)
+        if self.watch:
+            self.watch.check(logs)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
