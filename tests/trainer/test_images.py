@@ -5,10 +5,19 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from trl import GRPOTrainer
 
 from helpers.harness import logged, numbers, recorded, spy
-from helpers.images import IMAGE_TOKENS, build_seeing, encoder_of, picture, save_seeing
+from helpers.images import (
+    IMAGE_TOKENS,
+    build_seeing,
+    encoder_of,
+    picture,
+    questions_with_images,
+    save_seeing,
+)
+from podsrl import PODSTrainer
 from podsrl.runs.rollout_log import FILE_NAME, attach_log, read_rollouts
 from podsrl.trl.reference import row_key
 
@@ -117,6 +126,34 @@ def test_a_divergence_over_the_vocabulary_is_refused(
     kind, folder = seeing
     with pytest.raises(NotImplementedError, match="hidden states of text, not of images"):
         build_seeing(folder, tmp_path, kind, objective="tdpo2")
+
+
+def test_rows_with_and_without_images_are_refused_together(
+    seeing: tuple[str, str], tmp_path: Path
+) -> None:
+    """TRL's own trainer fails in the processor, after sampling; one prompt a batch works."""
+    kind, folder = seeing
+    for trainer_class, error, words in (
+        (GRPOTrainer, TypeError, "NoneType"),
+        (PODSTrainer, ValueError, "8 of 16 rollouts of this batch are of prompts with images"),
+    ):
+        trainer = build_seeing(folder, tmp_path, kind, trainer_class=trainer_class)
+        trainer.train_dataset = mixed()
+        sampled = spy(trainer, "_generate_single_turn")
+        with pytest.raises(error, match=words):
+            trainer.train()
+        assert bool(sampled) == (trainer_class is GRPOTrainer)
+    sizes = {"per_device_train_batch_size": 4, "max_steps": 3}
+    trainer = build_seeing(folder, tmp_path, kind, **sizes)
+    trainer.train_dataset = mixed()
+    trainer.train()
+    assert trainer.state.global_step == 3
+
+
+def mixed() -> Dataset:
+    """Two questions, of which the second has no image."""
+    rows = questions_with_images().select(range(2))
+    return Dataset.from_dict({"prompt": list(rows["prompt"]), "images": [rows[0]["images"], []]})
 
 
 def test_a_row_is_known_by_the_pixels_of_its_image() -> None:

@@ -17,7 +17,7 @@ from trl.trainer.utils import use_adapter
 
 from podsrl.core.combine import combine
 from podsrl.trl.clock import PhaseClock
-from podsrl.trl.sample_and_score import prepared_prompts
+from podsrl.trl.sample_and_score import metrics_kept, prepared_prompts
 
 FILE = "reference_rewards.json"
 
@@ -56,7 +56,7 @@ class ReferenceRewards:
         missing = [row for key, row in distinct.items() if key not in self.known]
         if missing:
             self.clock.begin("sampling")
-            with self._metrics_kept(), self._reference_as_policy():
+            with metrics_kept(self.host), self._reference_as_policy():
                 rewards_PK = self._sample(missing)
             self.clock.begin(None)
             for row, rewards_K in zip(missing, rewards_PK.tolist(), strict=True):
@@ -104,16 +104,3 @@ class ReferenceRewards:
             yield
         finally:
             host.model_wrapped = policy
-
-    @contextmanager
-    def _metrics_kept(self) -> Iterator[None]:
-        """What TRL and the rewards log meanwhile is dropped: it is about the policy."""
-        host = self.host
-        logs = (host._metrics["train"], host._pending_metrics, host._pending_extra_logs)
-        before = [{name: list(values) for name, values in log.items()} for log in logs]
-        try:
-            yield
-        finally:
-            for log, values in zip(logs, before, strict=True):
-                log.clear()
-                log.update(values)

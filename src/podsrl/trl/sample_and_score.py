@@ -64,6 +64,8 @@ class SampleAndScore:
         host, batch = self.host, self.host.batch
         is_prepared = rows is batch.prepared_rows
         prompts = batch.prompts if is_prepared else prepared_prompts(host, rows)
+        if host._is_vlm:
+            check_images(prompts)
         with self.stopping.watching(rows, prompts) if self.stopping else nullcontext():
             host.clock.begin("sampling")
             with groups_of(host, num_each or host.args.num_rollouts):
@@ -94,6 +96,36 @@ def prepared_prompts(host: GRPOTrainer, rows: list[dict[str, Any]]) -> list[Any]
     finally:
         host.batch.is_preparing = False
     raise AssertionError("TRL has not asked for rollouts")
+
+
+@contextmanager
+def metrics_kept(host: GRPOTrainer) -> Iterator[None]:
+    """What TRL and the rewards log meanwhile is dropped: it is not about the batch's rollouts."""
+    logs = (host._metrics["train"], host._pending_metrics, host._pending_extra_logs)
+    before = [{name: list(values) for name, values in log.items()} for log in logs]
+    try:
+        yield
+    finally:
+        for log, values in zip(logs, before, strict=True):
+            log.clear()
+            log.update(values)
+
+
+def check_images(prompts: list[Any]) -> None:
+    """Raise `ValueError` for prompts of which some have images and some have none.
+
+    Processors take no such batch, and TRL's trainer fails there after it has sampled.
+    """
+    messages = [[message["content"] for message in prompt] for prompt in prompts]
+    blocks = [[each for x in prompt if isinstance(x, list) for each in x] for prompt in messages]
+    num_seeing = sum(any(each["type"] == "image" for each in prompt) for prompt in blocks)
+    if 0 < num_seeing < len(prompts):
+        raise ValueError(
+            f"{num_seeing} of {len(prompts)} rollouts of this batch are of prompts with images and "
+            "the others of prompts without, which processors do not take together: train on rows "
+            "of one kind, or on one prompt a batch (per_device_train_batch_size x "
+            "steps_per_generation = num_generations)."
+        )
 
 
 def add_extra_fields(rows: list[dict[str, Any]], extra_fields: dict[str, Any]) -> None:
