@@ -15,7 +15,11 @@ from podsrl.core.select import RULES
 METHODS: dict[str, dict[str, Any]] = {
     **{f"advantage {name}": {"advantage": name} for name in ESTIMATORS},
     "stratified": {"advantage_weights": "stratified"},
-    **{f"objective {name}": {"objective": name} for name in OBJECTIVES},
+    **{
+        f"objective {name}": {"objective": name}
+        for name, each in OBJECTIVES.items()
+        if not each.needs_turns  # which is refused: tests/trainer/test_sdpo.py
+    },
     **{f"rule {name}": {"selection_rule": name} for name in RULES},
     "pooled": {"budget": "pooled"},
     "schedule": {"num_generations_start": 2},

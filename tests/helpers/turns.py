@@ -90,6 +90,17 @@ class Counter:
         return float(self.num_calls)
 
 
+class Steady(Counter):
+    """A Counter whose words follow from the row and the calls alone; each call costs 1."""
+
+    def reset(self, **row: Any) -> str:
+        self.start, self.num_calls = len(row["answer"]), 0
+        return f" {self.start}"
+
+    def get_reward(self) -> float:
+        return -float(self.num_calls)
+
+
 def roll_out(prompts: list[Any], trainer: GRPOTrainer) -> dict[str, Any]:
     """Rollouts that a user samples: TRL's, with every third token given by the environment."""
     prompt_ids, images, fields = trainer._tokenize_prompts(prompts)

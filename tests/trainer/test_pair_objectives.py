@@ -16,7 +16,7 @@ from helpers.tiny import text_of
 from podsrl import PODSConfig, PODSTrainer
 from podsrl.packing.log_probs import unwrap
 
-PAIRS = ("dpo", "tdpo1", "tdpo2", "bmc", "rbrm", "sdpo", "veripo")
+PAIRS = ("dpo", "tdpo1", "tdpo2", "bmc", "rbrm", "veripo")  # sdpo: test_sdpo.py
 VERIPO = {"veripo_policy_steps": 1, "veripo_pair_steps": 1}
 # Plain descent without clipping: weights move by exactly the gradient.
 DESCENT = {"optim": "sgd", "learning_rate": 1e-2, "max_grad_norm": 0.0}

@@ -153,6 +153,8 @@ def test_tokens_of_tools_get_no_gradient(folder: str, tmp_path: Path, name: str)
     options: dict[str, Any] = {"objective": name, "max_steps": 1}
     if name == "veripo":
         options |= {"veripo_policy_steps": 1, "veripo_pair_steps": 1, "max_steps": 2}
+    if name == "sdpo":
+        options["sdpo_segment"] = "fixed"
     if name in ("astar_po", "qrpo"):
         options["num_reference_rollouts"] = 4
     trainer = build_turns(folder, tmp_path, "tools", rewards=[reward_of_length], **options)

@@ -26,7 +26,6 @@ def config(**options: Any) -> PODSConfig:
             {"objective": "sapg", "behaviours": [{"temperature": 1.0, "share": 1.0}]},
             "objective='sapg' trains as 'grpo'",
         ),
-        ({"objective": "sdpo"}, "objective='sdpo' trains as 'dpo'"),
         ({"objective": "vargrad"}, "trains as 'agro': its loss is 200 times"),
         ({"objective": "vargrad", "beta": 0.5}, "its loss is 8 times"),
         ({"objective": "tdpo2", "tdpo_alpha": 0.0}, "trains as 'dpo': tdpo_alpha is 0"),

@@ -74,12 +74,14 @@ what is minimised
                           and on pairs dpo, tdpo1, tdpo2, bmc, rbrm, sdpo, veripo
   --beta B                strength of the pull to the reference policy
   --rebel_eta, --value_beta, --num_reference_rollouts, --qrpo_ties, --sapg_mu_max, --pair_mode,
-  --tdpo_alpha, --bmc_delta, --rbrm_alpha, --sdpo_first_turn, --sdpo_num_turns,
-  --veripo_policy_steps, --veripo_pair_steps, --veripo_policy_beta, --veripo_drop_solved   of
-                          single objectives: docs/methods.md
+  --tdpo_alpha, --bmc_delta, --rbrm_alpha, --sdpo_segment, --sdpo_branches, --sdpo_first_turn,
+  --sdpo_num_turns, --veripo_policy_steps, --veripo_pair_steps, --veripo_policy_beta,
+  --veripo_drop_solved    of single objectives: docs/methods.md
 
 when it ends, and what is measured and written
   --max_steps STEPS       optimizer steps
+  --stop_after_idle_steps K    stop with the reason after K steps in a row without a gradient
+                          (default 20; 0: never)
   --training_seconds S    stop after S seconds of training (not evaluating, saving, loading)
   --evaluate_every_seconds S   evaluate whenever S more seconds were trained, into curve.jsonl
   --evaluate_every_steps K     the same before the first step, after every K, and after the last

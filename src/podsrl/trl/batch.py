@@ -78,6 +78,8 @@ class GenerationBatch:
     first_rewards_PNF: Tensor | None = None
     """Rewards that speak for the policy, where those chosen from do not: of the prompts that the
     data loader drew, where others took their place; of the first round, where more followed."""
+    segments: dict[str, Tensor] = field(default_factory=dict)
+    """Of each kept row the turns that are compared, see branches.py."""
     old_log_probs: Callable[..., tuple[Tensor, Any]] | None = None
     """The policy's log-probs before the update, not computed yet; takes `advantages`."""
 

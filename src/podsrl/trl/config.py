@@ -22,6 +22,11 @@ def of_objective(help_text: str) -> Any:
     return field(default=None, metadata={"help": help_text})
 
 
+def left_out(help_text: str) -> Any:
+    """A field whose None stands for what its help says."""
+    return field(default=None, metadata={"help": help_text})
+
+
 @dataclass
 class PODSConfig(GRPOConfig):
     """GRPOConfig in which n rollouts are sampled per prompt and m = `num_generations` are trained.
@@ -44,13 +49,10 @@ class PODSConfig(GRPOConfig):
             "scale_rewards says; docs/methods.md has the formulas."
         },
     )
-    advantage_from: str | None = field(
-        default=None,
-        metadata={
-            "help": "Rewards that advantages compare with: 'kept' (the m kept rollouts, the "
-            "paper's choice) or 'all' (the n sampled ones). Default: 'all' for advantage='krpo' "
-            "and advantage_weights='stratified', which need them, else 'kept'."
-        },
+    advantage_from: str | None = left_out(
+        "Rewards that advantages compare with: 'kept' (the m kept rollouts, the "
+        "paper's choice) or 'all' (the n sampled ones). Default: 'all' for advantage='krpo' "
+        "and advantage_weights='stratified', which need them, else 'kept'."
     )
     advantage_weights: str = field(
         default="none",
@@ -95,11 +97,16 @@ class PODSConfig(GRPOConfig):
         "objective='rbrm': confidence in a pair is sigmoid(rbrm_alpha x difference of "
         "its rewards). Default: 7.5."
     )
-    sdpo_first_turn: int | None = of_objective(
-        "objective='sdpo': first turn that is compared. Default: 0."
+    sdpo_segment: str | None = of_objective(
+        "objective='sdpo': turns that are compared: 'value_drop', from the turn over which sampled "
+        "continuations get worse, or 'fixed'. Default: value_drop."
     )
+    sdpo_branches: int | None = of_objective(
+        "sdpo_segment='value_drop': continuations sampled before each turn. Default: 4."
+    )
+    sdpo_first_turn: int | None = of_objective("sdpo_segment='fixed': first turn. Default: 0.")
     sdpo_num_turns: int | None = of_objective(
-        "objective='sdpo': number of turns compared. Default: to the end."
+        "sdpo_segment='fixed': number of turns compared. Default: to the end."
     )
     veripo_policy_steps: int | None = of_objective(
         "objective='veripo': steps of TRL's loss in turn with pairs. Default: 8."
@@ -124,13 +131,10 @@ class PODSConfig(GRPOConfig):
             f" or one of {', '.join(OBJECTIVES)}. See docs/methods.md."
         },
     )
-    beta: float | None = field(
-        default=None,
-        metadata={
-            "help": "Strength of the pull to the reference policy: TRL's KL coefficient for 'grpo',"
-            " rewards per nat of log-ratio for the others. Default: the objective's own; 0 for "
-            "those without a reference."
-        },
+    beta: float | None = left_out(
+        "Strength of the pull to the reference policy: TRL's KL coefficient for 'grpo',"
+        " rewards per nat of log-ratio for the others. Default: the objective's own; 0 for "
+        "those without a reference."
     )
     rebel_eta: float | None = of_objective(
         "objective='rebel': nats that one unit of reward asks for. Default: 1."
@@ -152,12 +156,9 @@ class PODSConfig(GRPOConfig):
     )
 
     # What is sampled and what is kept of it.
-    num_rollouts: int | None = field(
-        default=None,
-        metadata={
-            "help": "n: rollouts sampled per prompt, of which num_generations (m) are kept for the "
-            "update. Default: 2 x num_generations. n = m is plain GRPO."
-        },
+    num_rollouts: int | None = left_out(
+        "n: rollouts sampled per prompt, of which num_generations (m) are kept for the "
+        "update. Default: 2 x num_generations. n = m is plain GRPO."
     )
     behaviours: list[dict[str, float]] | str | None = field(
         default=None,
@@ -182,23 +183,16 @@ class PODSConfig(GRPOConfig):
         default=0,
         metadata={"help": "budget='pooled': the least a prompt keeps, 0 or 2."},
     )
-    budget_cap: int | None = field(
-        default=None,
-        metadata={"help": "budget='pooled': the most a prompt keeps. Default: all its n rollouts."},
+    budget_cap: int | None = left_out(
+        "budget='pooled': the most a prompt keeps. Default: all its n rollouts."
     )
-    num_generations_start: int | None = field(
-        default=None,
-        metadata={
-            "help": "Rollouts kept per prompt at the start of training, growing in equal shares of "
-            "num_generations_steps to num_generations. Default: num_generations throughout."
-        },
+    num_generations_start: int | None = left_out(
+        "Rollouts kept per prompt at the start of training, growing in equal shares of "
+        "num_generations_steps to num_generations. Default: num_generations throughout."
     )
-    num_generations_steps: int | None = field(
-        default=None,
-        metadata={
-            "help": "Steps over which num_generations_start grows to num_generations; name them "
-            "where a time budget ends training. Default: all steps of the training."
-        },
+    num_generations_steps: int | None = left_out(
+        "Steps over which num_generations_start grows to num_generations; name them "
+        "where a time budget ends training. Default: all steps of the training."
     )
     refill_constant_groups: int = field(
         default=0,
@@ -207,36 +201,24 @@ class PODSConfig(GRPOConfig):
             "rewards are all equal are replaced by other prompts of the training set."
         },
     )
-    fast_sampling: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Sample (without vLLM) by reading each prompt once for its n rollouts, instead "
-            "of with generate. Default: on when n > m; with n = m training is TRL's bit for bit."
-        },
+    fast_sampling: bool | None = left_out(
+        "Sample (without vLLM) by reading each prompt once for its n rollouts, instead "
+        "of with generate. Default: on when n > m; with n = m training is TRL's bit for bit."
     )
-    packed_update: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Update on rows in which each prompt stands once, where that costs less than "
-            "TRL's padded rows. Default: on when n > m; with n = m training is TRL's bit for bit."
-        },
+    packed_update: bool | None = left_out(
+        "Update on rows in which each prompt stands once, where that costs less than "
+        "TRL's padded rows. Default: on when n > m; with n = m training is TRL's bit for bit."
     )
-    skip_dead_rows: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Leave kept rollouts of advantage 0 out of the update's passes; loss and "
-            "gradients stay the same. Default: on where packed_update is and nothing but "
-            "advantages teaches (beta 0, no entropy bonus)."
-        },
+    skip_dead_rows: bool | None = left_out(
+        "Leave kept rollouts of advantage 0 out of the update's passes; loss and "
+        "gradients stay the same. Default: on where packed_update is and nothing but "
+        "advantages teaches (beta 0, no entropy bonus)."
     )
 
-    stop_after_idle_steps: int | None = field(
-        default=None,
-        metadata={
-            "help": "Stop with the reason after so many steps in a row of a gradient of exactly 0, "
-            "as without a pair or where all rewards are equal. 0: never. Default: 20; 0 with n = m "
-            "and objective='grpo'."
-        },
+    stop_after_idle_steps: int | None = left_out(
+        "Stop with the reason after so many steps in a row of a gradient of exactly 0, "
+        "as without a pair or where all rewards are equal. 0: never. Default: 20; 0 with n = m "
+        "and objective='grpo'."
     )
     early_stop: bool = field(
         default=False,
@@ -259,16 +241,12 @@ class PODSConfig(GRPOConfig):
             "whose rewards do not differ enough yet; num_rollouts is the most. 0: all at once."
         },
     )
-    sampling_rounds_enough: int | None = field(
-        default=None,
-        metadata={"help": "sampling_rounds: rarer rewards that settle a prompt. Default: m / 4."},
+    sampling_rounds_enough: int | None = left_out(
+        "sampling_rounds: rarer rewards that settle a prompt. Default: m / 4."
     )
-    sampling_rounds_give_up: int | None = field(
-        default=None,
-        metadata={
-            "help": "sampling_rounds: rollouts of equal reward after which a prompt is given up. "
-            "Default: 2 m, at most n."
-        },
+    sampling_rounds_give_up: int | None = left_out(
+        "sampling_rounds: rollouts of equal reward after which a prompt is given up. "
+        "Default: 2 m, at most n."
     )
 
     def __post_init__(self) -> None:

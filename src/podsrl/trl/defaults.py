@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from podsrl.trl.behaviours_checks import read_behaviours
 from podsrl.trl.checks import settings_needing_all, why_dead_rows_matter
 from podsrl.trl.idle import DEFAULT_STEPS
-from podsrl.trl.objective_checks import DEFAULT_REFERENCE_ROLLOUTS
+from podsrl.trl.objective_checks import DEFAULT_BRANCHES, DEFAULT_REFERENCE_ROLLOUTS
 
 if TYPE_CHECKING:
     from podsrl.trl.config import PODSConfig
@@ -30,6 +30,8 @@ def fill_in_defaults(config: "PODSConfig") -> None:
     needs_reference = objective is not None and objective.needs_reference_rewards
     if needs_reference and config.num_reference_rollouts is None:
         config.num_reference_rollouts = DEFAULT_REFERENCE_ROLLOUTS
+    if config.sdpo_segment == "value_drop" and config.sdpo_branches is None:
+        config.sdpo_branches = DEFAULT_BRANCHES
     if config.stop_after_idle_steps is None:
         is_trls = not samples_more and objective is None
         config.stop_after_idle_steps = 0 if is_trls else DEFAULT_STEPS

@@ -15,7 +15,7 @@ from trl import GRPOTrainer
 from podsrl.core.objectives import KeptBatch, Objective
 from podsrl.core.objectives.pairs import MEANS_OVER_PAIRS, NUM_PAIRS
 from podsrl.core.objectives.ratio import MU_EFFECTIVE, NUM_TOKENS
-from podsrl.trl.batch import GenerationBatch
+from podsrl.trl.batch import TOOL_MASK, GenerationBatch, Rollouts
 from podsrl.trl.behaviours import Behaviours
 from podsrl.trl.dealing import GROUP, REWARDS
 from podsrl.trl.reference import ReferenceRewards
@@ -28,6 +28,7 @@ REFERENCE_REWARDS = "objective_reference_rewards"
 ACCURACY = "objective_accuracy"
 REFERENCE_HIDDEN = "objective_reference_hidden"
 BEHAVIOUR = "objective_behaviour"
+SEGMENTS = ("segment_pair", "segment_first", "segment_num")  # as branches.py makes them
 
 # Entries of TRL's batch of a model that sees, which its log-probs are of.
 SEEN: tuple[str, ...] = (
@@ -43,6 +44,16 @@ def trained_tokens(inputs: dict[str, Any]) -> Tensor:
     """
     mask_BT, tool_mask_BT = inputs["completion_mask"], inputs.get("tool_mask")
     return mask_BT if tool_mask_BT is None else mask_BT * tool_mask_BT
+
+
+def check_turns(rollouts: Rollouts, objective: str) -> None:
+    """Raise `ValueError` where nothing says which tokens are the model's, and so no turns."""
+    if rollouts.generated[TOOL_MASK] is None:
+        raise ValueError(
+            f"objective={objective!r} compares turns, but rollout_func returns no env_mask, so "
+            "that a rollout is one turn: return env_mask, 1 on what the model wrote and 0 on what "
+            "came back, or choose 'dpo'."
+        )
 
 
 class ObjectiveStep:
@@ -82,6 +93,8 @@ class ObjectiveStep:
         assert selection is not None and batch.rollouts is not None
         if not self.knows_its_twin:
             self.knows_its_twin = tell_sure_pairs(self.host, selection.rewards_PN)
+        if self.objective.needs_turns:
+            check_turns(batch.rollouts, self.host.args.objective)
         rows, device = batch.share(num_rows), self.host.accelerator.device
         group_B = selection.group_B[rows].to(device)
         rewards_B = selection.rewards_PN.flatten()[selection.kept_rows_B[rows]].to(device)
@@ -97,6 +110,7 @@ class ObjectiveStep:
             statistics[ACCURACY] = accuracy_P[selection.group_B[rows]].to(device)
         if self.behaviours is not None:
             statistics[BEHAVIOUR] = self.behaviours.of_rows(selection.kept_rows_B[rows]).to(device)
+        statistics |= {name: values[rows].to(device) for name, values in batch.segments.items()}
         if self.token_kl is not None:
             statistics[REFERENCE_HIDDEN] = self.token_kl.pop_hidden()
         return statistics
@@ -166,6 +180,7 @@ class ObjectiveStep:
             "completion_ids": "completion_ids",
             "accuracy": ACCURACY,
             "behaviour": BEHAVIOUR,
+            **{name: name for name in SEGMENTS},
         }
         extras = {name: inputs[key] for name, key in names.items() if inputs.get(key) is not None}
         if self.token_kl is not None:

@@ -8,6 +8,7 @@ from trl import GRPOConfig
 from podsrl.core.combine import SUM_THEN_NORMALIZE
 from podsrl.core.objectives import OBJECTIVES, Objective
 from podsrl.core.objectives.pairing import PAIR_MODES
+from podsrl.core.objectives.pairs import SEGMENTS
 from podsrl.core.objectives.regression import TIES
 from podsrl.core.select import RULES
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 GRPO = "grpo"
 DEFAULT_REFERENCE_ROLLOUTS = 8
+DEFAULT_BRANCHES = 4
 # Settings of TRL's own loss, which no other objective reads.
 GRPO_LOSS_FIELDS = (
     "loss_type",
@@ -48,6 +50,7 @@ def check_objective(config: "PODSConfig") -> None:
     """Raise `ValueError` for what the objective and its options rule out."""
     _check_pairs(config)
     _check_at_least(config, "sapg_mu_max", 1)
+    _check_segments(config)
     if config.qrpo_ties not in (None, *TIES):
         raise ValueError(f"qrpo_ties is {config.qrpo_ties!r}; choose one of {', '.join(TIES)}.")
     objective = config.get_objective()
@@ -108,6 +111,36 @@ def _check_pairs(config: "PODSConfig") -> None:
         raise ValueError(
             f"veripo_drop_solved is {config.veripo_drop_solved}: a share, choose 0 to 1."
         )
+
+
+def _check_segments(config: "PODSConfig") -> None:
+    if config.sdpo_segment not in (None, *SEGMENTS):
+        raise ValueError(
+            f"sdpo_segment is {config.sdpo_segment!r}; choose one of {', '.join(SEGMENTS)}."
+        )
+    _check_at_least(config, "sdpo_branches", 1)
+    if config.sdpo_segment != "value_drop":
+        if config.sdpo_branches is not None:
+            raise ValueError(
+                f"sdpo_branches is {config.sdpo_branches}, which has no effect without "
+                "sdpo_segment='value_drop': leave sdpo_branches out."
+            )
+        return
+    needs: dict[str, tuple[Any, str]] = {
+        "sdpo_first_turn": (None, "as the turn is found for each pair"),
+        "sdpo_num_turns": (None, "as the turns are found for each pair"),
+        "pair_mode": ("extremes", "as each pair has a winner of its own"),
+        "multi_objective_aggregation": (
+            SUM_THEN_NORMALIZE,
+            "as rewards normalised within a group do not compare with those of continuations",
+        ),
+    }
+    for name, (value, reason) in needs.items():
+        if getattr(config, name) != value:
+            raise ValueError(
+                f"{name} is {getattr(config, name)!r}, but sdpo_segment='value_drop' needs "
+                f"{name}={value!r}, {reason}: leave {name} out, or set sdpo_segment='fixed'."
+            )
 
 
 def _check_at_least(config: "PODSConfig", name: str, least: int) -> None:

@@ -69,6 +69,18 @@ def refuse_arguments(arguments: dict[str, Any]) -> None:
         _refuse_rollout_function(args)
     if args is not None and args.behaviours:
         _refuse_behaviours_turns(arguments)
+    if args is not None and not any(arguments.get(name) for name in TURNS):
+        _refuse_one_turn(args)
+
+
+def _refuse_one_turn(args: PODSConfig) -> None:
+    objective = args.get_objective()
+    if objective is not None and objective.needs_turns:
+        raise NotImplementedError(
+            f"objective={args.objective!r} compares turns, and without tools, environment_factory "
+            "or rollout_func a rollout is one turn, on which it would be 'dpo': pass one of these, "
+            "or choose 'dpo'."
+        )
 
 
 def refuse_trainer(host: GRPOTrainer) -> None:
@@ -130,6 +142,11 @@ def _refuse_rollout_function(args: PODSConfig) -> None:
             f"objective={args.objective!r} samples from the reference model, but rollout_func "
             "samples from the policy: leave rollout_func out, or choose an objective that needs "
             "no rewards of the reference, such as 'agro'."
+        )
+    if args.sdpo_segment == "value_drop":
+        raise NotImplementedError(
+            "sdpo_segment='value_drop' goes on from the midst of a rollout, and rollout_func from "
+            "the prompt: pass tools or environment_factory, or set sdpo_segment='fixed'."
         )
 
 
@@ -203,6 +220,8 @@ def _refuse_objective(host: GRPOTrainer) -> None:
             "where one process ends and the next begins: set budget='per_prompt', or train in "
             "one process."
         )
+    if host.args.sdpo_segment == "value_drop":
+        _refuse_branches(host)
     if objective.needs_reference_rewards:
         _refuse_reference(host)
     if objective.schedule is not None and host.args.budget == "pooled":
@@ -212,6 +231,21 @@ def _refuse_objective(host: GRPOTrainer) -> None:
         )
     if objective.needs_token_kl:
         _refuse_token_kl(host)
+
+
+def _refuse_branches(host: GRPOTrainer) -> None:
+    cases = {
+        "several processes, which would sample different numbers of them": (
+            host.accelerator.num_processes > 1
+        ),
+        "models that read images": host._is_vlm,
+    }
+    for what, holds in cases.items():
+        if holds:
+            raise NotImplementedError(
+                f"sdpo_segment='value_drop' samples continuations, which does not serve {what}: "
+                "set sdpo_segment='fixed'."
+            )
 
 
 def _refuse_reference(host: GRPOTrainer) -> None:

@@ -30,6 +30,7 @@ from podsrl.packing.log_probs import unwrap
 from podsrl.packing.serve import LogProbs
 from podsrl.trl.batch import GenerationBatch, Rollouts, selector_of, use_old_log_probs
 from podsrl.trl.behaviours import Behaviours
+from podsrl.trl.branches import Branching
 from podsrl.trl.clock import PhaseClock, StepClock, peak_memory_gib
 from podsrl.trl.dealing import deal
 from podsrl.trl.early_stop import Stopping
@@ -114,12 +115,11 @@ class PODSTrainer(GRPOTrainer):
         self.stopping = Stopping(self) if args.early_stop else None
         sample = SampleAndScore(self, super()._generate, self.stopping)
         self.sample = InRounds(self, sample) if args.sampling_rounds else sample
+        self.branching = Branching(self) if args.sdpo_segment == "value_drop" else None
         self.refilling = Refilling(self) if args.refill_constant_groups else None
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
-        log_probs = LogProbs(
-            self.accelerator.autocast, packs=args.packed_update, is_sharded=sharded
-        )
-        self.kept_log_probs = log_probs if args.packed_update or args.skip_dead_rows else None
+        passes = LogProbs(self.accelerator.autocast, packs=args.packed_update, is_sharded=sharded)
+        self.kept_log_probs = passes if args.packed_update or args.skip_dead_rows else None
         self.watch = GradientWatch(self) if args.stop_after_idle_steps else None
         self.token_kl = TokenDivergence(self) if objective and objective.needs_token_kl else None
         needs_reference = objective and objective.needs_reference_rewards
@@ -190,6 +190,9 @@ class PODSTrainer(GRPOTrainer):
             rollouts = self.refilling(batch, rollouts, seed=self._selection_seed())
         self.clock.begin("selection")
         selection = self._select(rollouts)
+        if self.branching:
+            rollouts, selection = self.branching(batch, rollouts, selection)
+            self.clock.begin("selection")
         # TRL logs this list of prompts and takes its length for the rows of this process.
         prompts[:], kept = batch.choose(self, rollouts, selection)
         self.clock.begin(None)

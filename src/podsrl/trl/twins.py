@@ -35,7 +35,6 @@ def twin_of(config: "PODSConfig") -> str | None:
     """
     words = {
         "sapg": _sapg(config),
-        "sdpo": "'dpo': every rollout is one turn",
         "vargrad": f"'agro': its loss is {2 / float(config.beta or 1) ** 2:.4g} times agro's",
         "tdpo2": "'dpo': tdpo_alpha is 0" if config.tdpo_alpha == 0 else None,
         "bmc": "'dpo': bmc_delta is 0" if config.bmc_delta == 0 else None,

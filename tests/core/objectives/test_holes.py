@@ -62,6 +62,9 @@ def gradients(name: str, of: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tenso
         "accuracy": torch.linspace(0, 1, 8),
         "behaviour_log_probs": of["behaviour_log_probs"],
         "completion_ids": of["completion_ids"],
+        "segment_pair": torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]),
+        "segment_first": torch.zeros(8, dtype=torch.int64),
+        "segment_num": torch.full((8,), 9),
         "sequential_kl": sequential_kl(policy_BTH, project, of["reference_BTH"], project, mask_BT),
     }
     batch = KeptBatch(

@@ -13,12 +13,11 @@ from podsrl.core.objectives.pair_losses import (
     differing_tokens,
     dpo_losses,
     rbrm_losses,
-    segment_margins,
-    turns,
 )
 from podsrl.core.objectives.pairing import pair_rows
 from podsrl.core.objectives.pairs import bmc, dpo, rbrm, sdpo, tdpo1, tdpo2, veripo
 from podsrl.core.objectives.regression import rebel
+from podsrl.core.objectives.segments import segment_margins, turns
 
 LOG2 = math.log(2)
 

@@ -35,6 +35,7 @@ class Objective:
         needs_advantages: reads `batch.advantages_B`.
         needs_token_kl: reads `batch.extras["sequential_kl"]`, (B,) with gradient: divergence from
             the reference over the vocabulary, summed over tokens.
+        needs_turns: compares turns, so that rollouts must have several: `batch.mask_BT` has holes.
         needs_accuracy: reads `batch.extras["accuracy"]`, (B,): mean of the first reward function
             over all n rollouts of the row's prompt.
         any_policy: right for rollouts of any policy: it reads the log-probs of the one that
@@ -54,6 +55,7 @@ class Objective:
     needs_reference_rewards: bool = False
     needs_advantages: bool = False
     needs_token_kl: bool = False
+    needs_turns: bool = False
     needs_accuracy: bool = False
     any_policy: bool = False
     is_zero_without_advantage: bool = False
@@ -97,8 +99,9 @@ OBJECTIVES: dict[str, Objective] = {
     "rbrm": Objective(rbrm, PAIRS | {"rbrm_alpha": 7.5}, needs_whole_groups=True, any_policy=True),
     "sdpo": Objective(
         sdpo,
-        PAIRS | {"sdpo_first_turn": 0, "sdpo_num_turns": None},
+        PAIRS | {"sdpo_segment": "value_drop", "sdpo_first_turn": None, "sdpo_num_turns": None},
         needs_whole_groups=True,
+        needs_turns=True,
         any_policy=True,
     ),
     "veripo": Objective(

@@ -7,7 +7,6 @@ docstring; docs/methods.md says which of them we have read and which we know sec
 Shape letters: B flat rows, T completion tokens, K candidate pairs.
 """
 
-from dataclasses import replace
 from difflib import SequenceMatcher
 
 import torch
@@ -133,40 +132,3 @@ def differing_tokens(ids_BT: Tensor, mask_BT: Tensor, pairs: Pairs) -> tuple[Ten
             differs[side, pair, other] = True
     chosen_KT, rejected_KT = differs.to(ids_BT.device)
     return chosen_KT, rejected_KT
-
-
-def turns(mask_BT: Tensor) -> Tensor:
-    """Return which turn of the model each token belongs to, (B, T) int64, -1 outside of turns.
-
-    In a rollout of several turns the mask is 1 on what the model wrote and 0 on what came back, so
-    that every run of ones is a turn. A rollout of one turn has turn 0 alone.
-
-    Example: mask (1, 1, 0, 1): turns (0, 0, -1, 1).
-    """
-    mask_BT = mask_BT.bool()
-    before_BT = F.pad(mask_BT, (1, 0))[:, :-1]
-    number_BT = (mask_BT & ~before_BT).long().cumsum(1) - 1
-    return number_BT.masked_fill(~mask_BT, -1)
-
-
-def segment_margins(
-    log_ratios_BT: Tensor, turn_BT: Tensor, pairs: Pairs, *, first: int, num: int | None
-) -> tuple[Tensor, Pairs]:
-    """Return the margins over the turns first .. first + num - 1, and the pairs that have them.
-
-    Segment-level DPO (arXiv 2501.01821; second-hand): the log-ratios of both rollouts are summed
-    over equally many turns, from the first turn where they may differ; the paper finds it with a
-    language model as the turn that went wrong. Turns before it cancel where the two share them.
-    `num=None` takes all turns to the end. A pair in which a rollout has no turn of the segment is
-    none.
-
-    Example: log-ratios (1, 2) and (1, 5) over two turns of a token each: the margin is -3 from
-    `first=0` and from `first=1`.
-    """
-    inside_BT = turn_BT >= first
-    if num is not None:
-        inside_BT = inside_BT & (turn_BT < first + num)
-    margin_K = pairs.difference((log_ratios_BT * inside_BT).sum(1))
-    has_B = inside_BT.any(1)
-    real_K = pairs.real_K & has_B[pairs.chosen_K] & has_B[pairs.rejected_K]
-    return margin_K, replace(pairs, real_K=real_K)

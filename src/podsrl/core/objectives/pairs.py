@@ -8,6 +8,8 @@ for `max_variance` are the extremes of the n sampled ones: at m = 2 the best and
 A group weighs its number of kept rows, whatever its number of pairs, and nothing if it has none.
 """
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from podsrl.core.objectives.batch import KeptBatch
@@ -16,14 +18,16 @@ from podsrl.core.objectives.pair_losses import (
     differing_tokens,
     dpo_losses,
     rbrm_losses,
-    segment_margins,
     tdpo1_losses,
     tdpo2_losses,
-    turns,
 )
 from podsrl.core.objectives.pairing import Pairs, pair_rows
+from podsrl.core.objectives.segments import segment_margins, turns
 
 Result = tuple[Tensor, dict[str, Tensor]]
+
+# How the turns are found that `sdpo` compares.
+SEGMENTS = ("value_drop", "fixed")
 
 # Metrics that are means over pairs, and the metric that counts these.
 MEANS_OVER_PAIRS = ("pair_accuracy", "pair_margin")
@@ -127,21 +131,31 @@ def sdpo(
     batch: KeptBatch,
     *,
     beta: float,
-    sdpo_first_turn: int = 0,
+    sdpo_segment: str = "fixed",
+    sdpo_first_turn: int | None = None,
     sdpo_num_turns: int | None = None,
     pair_mode: str = "extremes",
 ) -> Result:
-    """DPO on a segment of turns of a dialogue.
+    """DPO on a segment of the turns of a dialogue.
 
     Segment-level DPO, arXiv 2501.01821; the formula is in `segment_margins`. Not the SDPO of
     arXiv 2601.20802 (self-distillation), which is TRL's. Turns are the runs of ones of the mask. On
-    rollouts of one turn it is `dpo`. The paper has a language model find the turn that went wrong;
-    here the segment is the same for all. Arguments and result are otherwise those of `dpo`.
+    rollouts of one turn it is `dpo`.
+
+    `fixed`: the same turns of every pair, `sdpo_first_turn` (None: the first) and so many on (None:
+    to the end). `value_drop`: of each pair its own, found with `largest_fall` before the update;
+    needs `batch.extras`, each (B,) int64: `segment_pair`, equal for the two rows of a pair and for
+    no others, `segment_first` and `segment_num`. Arguments and result are otherwise those of `dpo`.
     """
     pairs = pairs_of(batch, pair_mode)
-    turn_BT = turns(batch.mask_BT)
+    first: int | Tensor = sdpo_first_turn or 0
+    num: int | Tensor | None = sdpo_num_turns
+    if sdpo_segment == "value_drop":
+        two_by_two = replace(batch, group_B=batch.extras["segment_pair"])
+        pairs = replace(pairs_of(two_by_two, pair_mode), num_possible=pairs.num_possible)
+        first, num = batch.extras["segment_first"], batch.extras["segment_num"]
     margin_K, pairs = segment_margins(
-        batch.log_ratio_BT(), turn_BT, pairs, first=sdpo_first_turn, num=sdpo_num_turns
+        batch.log_ratio_BT(), turns(batch.mask_BT), pairs, first=first, num=num
     )
     return mean_over_pairs(batch, pairs, dpo_losses(margin_K, beta=beta), beta * margin_K)
 

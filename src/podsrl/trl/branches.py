@@ -1,0 +1,261 @@
+"""Which turn of a losing rollout went wrong, and a better continuation from there: for `sdpo`.
+
+From before a turn of a rollout further ones are sampled: from its tokens up to there, with an
+environment that has been brought there by a reset and the calls that the rollout made. Their mean
+reward is the value of that state.
+
+Shape letters: P prompts, N sampled rollouts, F reward functions, B kept rows, R pairs, S states.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from trl import GRPOTrainer
+
+from podsrl.core.combine import combine
+from podsrl.core.objectives.pairing import pair_rows
+from podsrl.core.objectives.segments import largest_fall, num_until_recovered
+from podsrl.core.selection import Selection
+from podsrl.trl.batch import COMPLETION_IDS, COMPLETIONS, TOOL_MASK, GenerationBatch, Rollouts
+from podsrl.trl.replay import Dialogue, dialogue_of, turns_from
+from podsrl.trl.sample_and_score import metrics_kept
+
+LOG_PROBS = 4  # place of what GRPOTrainer._generate returns
+
+
+@dataclass
+class Pair:
+    """A losing rollout, the kept one that it meets, and what was found of them.
+
+    winner, loser: rows among all sampled ones. dialogue: the loser's.
+    values: of its states, by the turn that follows. continued: what was sampled from them.
+    first, num: the segment; num is 0 where there is none.
+    best: what takes the winner's place; None where it stays.
+    """
+
+    winner: int
+    loser: int
+    dialogue: Dialogue
+    values: dict[int, float]
+    continued: dict[int, list[Dialogue]] = field(default_factory=dict)
+    first: int = -1
+    num: int = 0
+    best: Dialogue | None = None
+
+
+class Branching:
+    """Gives each pair of a group its own segment, and a winner that shares all turns before it.
+
+    Pairs are those of `dpo`: a group's i-th highest kept reward with its i-th lowest. Where the
+    losing rollout's value falls most over a turn after its first, the best continuation from before
+    that turn takes the place of the winning rollout; over the first, the winning rollout stays. The
+    segment ends where the winner's value is back at that of the shared state.
+
+    Runs in one process: how much is sampled depends on the rollouts.
+    """
+
+    def __init__(self, host: GRPOTrainer) -> None:
+        self.host, self.num_sampled = host, 0
+
+    def __call__(
+        self, batch: GenerationBatch, rollouts: Rollouts, selection: Selection
+    ) -> tuple[Rollouts, Selection]:
+        """The rollouts with winners in their places, and the choice with their rewards.
+
+        Tells `batch` the segments, and the rewards that speak for the policy.
+        """
+        self.num_sampled = 0
+        pairs = self._pairs(rollouts, selection)
+        with self._host_as_before():
+            self._value(pairs)
+            self._find_winners(pairs, rollouts)
+        found = [pair for pair in pairs if pair.num]
+        batch.segments = segments_of(found, selection.kept_rows_B.tolist())
+        batch.metrics |= self._metrics(pairs, found, selection.rewards_PN)
+        if batch.first_rewards_PNF is None:
+            batch.first_rewards_PNF = selection.rewards_per_func_PNF
+        return self._with_winners(found, rollouts, selection)
+
+    def _pairs(self, rollouts: Rollouts, selection: Selection) -> list[Pair]:
+        rewards_PN, rows = selection.rewards_PN, selection.kept_rows_B.tolist()
+        rewards_B = rewards_PN.flatten()[selection.kept_rows_B]
+        pairs = pair_rows(rewards_B, selection.group_B)
+        candidates = zip(
+            *(each.tolist() for each in (pairs.chosen_K, pairs.rejected_K)), strict=True
+        )
+        real = itertools.compress(candidates, pairs.real_K.tolist())
+        groups, means_P = selection.group_B.tolist(), rewards_PN.nanmean(dim=1).tolist()
+        found = [
+            Pair(
+                winner=rows[winner],
+                loser=rows[loser],
+                dialogue=dialogue_of(rollouts, rows[loser], float(rewards_B[loser])),
+                values={0: means_P[groups[loser]]},
+            )
+            for winner, loser in real
+        ]
+        return [pair for pair in found if pair.dialogue.num_turns > 1]
+
+    def _value(self, pairs: list[Pair]) -> None:
+        """The value of every state of the losing rollouts, and the turn that it falls most over."""
+        for turn in range(1, max((pair.dialogue.num_turns for pair in pairs), default=0)):
+            longer = [pair for pair in pairs if pair.dialogue.num_turns > turn]
+            for pair, dialogues in zip(
+                longer, self._continue([each.dialogue for each in longer], turn), strict=True
+            ):
+                pair.continued[turn], pair.values[turn] = dialogues, mean_reward(dialogues)
+        if not pairs:
+            return
+        width = max(pair.dialogue.num_turns for pair in pairs) + 1
+        values_RS = torch.full((len(pairs), width), torch.nan, dtype=torch.float64)
+        for values_S, pair in zip(values_RS, pairs, strict=True):
+            num = pair.dialogue.num_turns
+            values_S[:num] = torch.tensor([pair.values[turn] for turn in range(num)])
+            values_S[num] = pair.dialogue.reward
+        for pair, first in zip(pairs, largest_fall(values_RS).tolist(), strict=True):
+            pair.first = first
+
+    def _find_winners(self, pairs: list[Pair], rollouts: Rollouts) -> None:
+        """The best continuation from before the turn that went wrong, and how far it counts."""
+        won = []
+        for pair in pairs:
+            if pair.first < 0:
+                continue
+            if pair.first > 0:
+                pair.best = best_of(pair.continued[pair.first], above=pair.dialogue.reward)
+            if pair.first == 0 or pair.best:
+                won.append(pair)
+        winners = [pair.best or dialogue_of(rollouts, pair.winner, torch.inf) for pair in won]
+        most = [
+            min(pair.dialogue.num_turns, winner.num_turns) - pair.first
+            for pair, winner in zip(won, winners, strict=True)
+        ]
+        values_RS = torch.full((len(won), max([*most, 1])), torch.nan, dtype=torch.float64)
+        level_R = torch.tensor([pair.values[pair.first] for pair in won], dtype=torch.float64)
+        most_R = torch.tensor(most, dtype=torch.int64)
+        for num in range(1, values_RS.shape[1]):
+            is_open_R = (values_RS < level_R[:, None]).sum(dim=1).eq(num - 1) & (most_R > num)
+            for turn, places in by_turn(is_open_R.nonzero().flatten().tolist(), won, num):
+                continued = self._continue([winners[place] for place in places], turn)
+                for place, dialogues in zip(places, continued, strict=True):
+                    values_RS[place, num - 1] = mean_reward(dialogues)
+        for pair, num in zip(won, num_until_recovered(values_RS, level_R, most_R), strict=True):
+            pair.num = int(num)
+
+    def _continue(self, dialogues: Sequence[Dialogue], turn: int) -> list[list[Dialogue]]:
+        """So many further rollouts of each dialogue from before its turn of that number."""
+        if not dialogues:
+            return []
+        host, num = self.host, self.host.args.sdpo_branches
+        starts = [dialogue for dialogue in dialogues for _ in range(num)]
+        self.num_sampled += len(starts)
+        host.clock.begin("sampling")
+        found = turns_from(host, starts, turn)
+        host.clock.begin("rewards")
+        rewards_BF = GRPOTrainer._calculate_rewards(
+            host,
+            [each.row for each in found],
+            [each.prompt for each in found],
+            [each.messages for each in found],
+            [each.completion_ids for each in found],
+        )
+        rewards_B = combine(rewards_BF, host.reward_weights).tolist()
+        for dialogue, rewards_F, reward in zip(found, rewards_BF, rewards_B, strict=True):
+            dialogue.rewards_F, dialogue.reward = rewards_F, reward
+        return [found[i : i + num] for i in range(0, len(found), num)]
+
+    def _with_winners(
+        self, pairs: list[Pair], rollouts: Rollouts, selection: Selection
+    ) -> tuple[Rollouts, Selection]:
+        generated = [list(each) if isinstance(each, list) else each for each in rollouts.generated]
+        rewards_BF = selection.rewards_per_func_PNF.flatten(0, 1).clone()
+        for pair in pairs:
+            if pair.best is None:
+                continue
+            own = {
+                COMPLETION_IDS: pair.best.completion_ids,
+                TOOL_MASK: pair.best.tool_mask,
+                COMPLETIONS: pair.best.messages,
+                LOG_PROBS: pair.best.log_probs,
+            }
+            for place, value in own.items():
+                if generated[place] is not None:
+                    generated[place][pair.winner] = value
+            rewards_BF[pair.winner] = pair.best.rewards_F.to(rewards_BF)
+            for column in self.host._pending_extra_logs.values():
+                column[pair.winner] = None  # it was said of another rollout
+        rewards_PNF = rewards_BF.view_as(selection.rewards_per_func_PNF)
+        rewards_PN = selection.selector.combined(rewards_PNF)
+        chosen = Selection(selection.selector, rewards_PNF, rewards_PN, selection.kept_PN)
+        return replace(rollouts, generated=tuple(generated), rewards_per_func=rewards_BF), chosen
+
+    def _metrics(
+        self, pairs: list[Pair], found: list[Pair], rewards_PN: Tensor
+    ) -> dict[str, Tensor]:
+        nan, num = torch.nan, len(found)
+        values = {
+            "num_branches": self.num_sampled,
+            "frac_no_segment": 1 - num / len(pairs) if pairs else nan,
+            "segment_first_turn": sum(pair.first for pair in found) / num if num else nan,
+            "segment_num_turns": sum(pair.num for pair in found) / num if num else nan,
+        }
+        new = rewards_PN.double().new_tensor
+        return {f"objective/{name}": new(float(value)) for name, value in values.items()}
+
+    @contextmanager
+    def _host_as_before(self) -> Iterator[None]:
+        """What TRL has made of the batch's own rows is there again; metrics are the policy's."""
+        names = ("environments", "_batch_environments", "_sync_tool_dicts", "_async_tool_dicts")
+        before = {name: getattr(self.host, name, None) for name in names}
+        with metrics_kept(self.host):
+            try:
+                yield
+            finally:
+                for name, value in before.items():
+                    setattr(self.host, name, value)
+
+
+def best_of(dialogues: Sequence[Dialogue], *, above: float) -> Dialogue | None:
+    """The first of the highest reward, if that is above `above`; a NaN is above nothing."""
+    better = [dialogue for dialogue in dialogues if dialogue.reward > above]
+    return max(better, key=lambda each: each.reward, default=None)
+
+
+def mean_reward(dialogues: Sequence[Dialogue]) -> float:
+    """Over those that have a reward; NaN where none has.
+
+    Example: rewards 1, 0 and NaN: 1/2.
+    """
+    rewards = torch.tensor([dialogue.reward for dialogue in dialogues], dtype=torch.float64)
+    return float(rewards.nanmean())
+
+
+def by_turn(places: Sequence[int], pairs: Sequence[Pair], num: int) -> list[tuple[int, list[int]]]:
+    """The places of pairs whose winners are to go on from the same turn, `num` after the first."""
+    turn_of = {place: pairs[place].first + num for place in places}
+    ordered = itertools.groupby(sorted(places, key=turn_of.__getitem__), key=turn_of.__getitem__)
+    return [(turn, list(each)) for turn, each in ordered]
+
+
+def segments_of(pairs: Sequence[Pair], kept_rows: Sequence[int]) -> dict[str, Tensor]:
+    """`segment_pair`, `segment_first` and `segment_num` of each kept row, (B,) int64.
+
+    A row without a segment is a pair of its own, of no turns.
+
+    Example: kept rows 3, 5, 8, of which 8 wins over 3 from turn 1 on for two turns: pairs
+    (3, 5, 3), first turns (1, 0, 1), numbers (2, 0, 2).
+    """
+    number, first, num = {row: row for row in kept_rows}, dict[int, int](), dict[int, int]()
+    for pair in pairs:
+        for row in (pair.winner, pair.loser):
+            number[row], first[row], num[row] = pair.loser, pair.first, pair.num
+    columns = {
+        "segment_pair": [number[row] for row in kept_rows],
+        "segment_first": [first.get(row, 0) for row in kept_rows],
+        "segment_num": [num.get(row, 0) for row in kept_rows],
+    }
+    return {name: torch.tensor(values) for name, values in columns.items()}
