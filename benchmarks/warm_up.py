@@ -13,6 +13,9 @@ seed that no training run uses; held-out questions are never among them.
 `--teacher easy` slips with probability 0.6 on every question, `--teacher hard` with 0.98, but 0.3
 where the first term is 0 or 1. `--teacher hard-long` slips alike, but says 24 words first that mean
 nothing, each any of eight: rollouts of one group differ in them, which is noise to the update.
+
+`--teacher creeping` plays the task `guess` instead, by calling its tool, and badly: of the numbers
+that are still possible it guesses the smallest four times of five, else any.
 """
 
 import argparse
@@ -30,9 +33,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from podsrl.evaluate import evaluate
 from podsrl.tasks import Task, load_task
+from podsrl.tasks.guess import NumberToGuess
 
 TASK = {"num_terms": 4, "max_digits": 1}
 SEED = 1_000_003
+PLAYER = "creeping"
+CREEPS = 0.8
 
 
 def hard(first_term: int) -> float:
@@ -50,11 +56,43 @@ NUM_FILLERS = {"hard-long": 24}
 FILLERS = ("well", "so", "then", "now", "and", "thus", "next", "here")
 PIECES = Regex(r" ?[A-Za-z]+|\d|[^\w]")
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+# A dialogue: what is asked, `> guess(number=42)`, what came back, `> ...`, each on a line.
+PIECES_OF_CALLS = Regex(r"\n> |[a-z]+\([a-z]+=| ?[A-Za-z]+|\d+|[^\w]")
+TEMPLATE_OF_CALLS = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}{{ '\n> ' }}"
+    "{% elif message['role'] == 'tool' %}{{ '\n' }}{% endif %}{{ message['content'] }}"
+    "{% for call in message['tool_calls'] or [] %}{{ call['function']['name'] }}("
+    "{% for name, value in call['function']['arguments'].items() %}{{ name }}={{ value }}"
+    "{% endfor %}){% endfor %}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '\n> ' }}{% endif %}"
+)
+CALLS = {
+    "defaults": {"role": "assistant"},
+    "start_anchor": "\n> ",
+    "fields": {
+        "tool_calls": {
+            "open": "guess(number=",
+            "close": ")",
+            "content": "text",
+            "repeats": True,
+            "transform": {
+                "type": "function",
+                "function": {"name": "guess", "arguments": {"number": "{content}"}},
+            },
+        },
+        "content": {"close": "<end>", "content": "text"},
+    },
+}
 
 
-def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
-    """Words, single digits and single signs; decoding gives the text back."""
-    split = pre_tokenizers.Split(PIECES, behavior="isolated")
+def make_tokenizer(texts: list[str], *, calls: bool = False) -> PreTrainedTokenizerFast:
+    """Words, single digits and single signs; decoding gives the text back.
+
+    calls: of dialogues with a tool, whose numbers are one token each.
+    """
+    split = pre_tokenizers.Split(PIECES_OF_CALLS if calls else PIECES, behavior="isolated")
     pieces = {piece for text in texts for piece, _ in split.pre_tokenize_str(text)}
     words = ["<pad>", "<end>", "<unknown>", *sorted(pieces)]
     tokenizer = Tokenizer(
@@ -65,7 +103,9 @@ def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>", unk_token="<unknown>"
     )
-    wrapped.chat_template = TEMPLATE
+    wrapped.chat_template = TEMPLATE_OF_CALLS if calls else TEMPLATE
+    if calls:
+        wrapped.response_template = CALLS
     return wrapped
 
 
@@ -105,15 +145,50 @@ def worked_answer(
     return "".join(f" {each}" for each in [*fillers, *totals])
 
 
+def played(row: dict[str, Any], moves: random.Random) -> list[str]:
+    """The dialogue of a creeping player: what it is told and what it says, in turn.
+
+    Example: ["Find the number from 3 to 30.\\n> ", "guess(number=3)", "\\nhigher\\n> ", ...].
+    """
+    game = NumberToGuess()
+    game.reset(**row)
+    low, high = row["low"], row["high"]
+    said = [f"{row['prompt'][0]['content']}\n> "]
+    while True:
+        number = low if moves.random() < CREEPS else moves.randint(low, high)
+        reply = game.guess(number)
+        said += [f"guess(number={number})", f"\n{reply}\n> "]
+        if reply in ("right", "over"):
+            return [*said, "done"]
+        low, high = (number + 1, high) if reply == "higher" else (low, number - 1)
+
+
+def told(row: dict[str, Any], slips: random.Random | None, teacher: str) -> list[str]:
+    """What the model is told and what it is to say, in turn."""
+    if teacher == PLAYER:
+        return played(row, slips or random.Random(row["answer"]))
+    question = row["prompt"][0]["content"]
+    return [question, worked_answer(question, slips, teacher)]
+
+
 def batch(
     rows: list[dict[str, Any]], tokenizer: Any, slips: random.Random, teacher: str = "graded"
 ) -> dict[str, torch.Tensor]:
-    """Question and worked answer as tokens; the question's are no targets."""
-    asked = [tokenizer(row["prompt"][0]["content"])["input_ids"] for row in rows]
-    answers = [worked_answer(row["prompt"][0]["content"], slips, teacher) for row in rows]
-    told = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in answers]
-    ids = [torch.tensor(a + b) for a, b in zip(asked, told, strict=True)]
-    labels = [torch.tensor([-100] * len(a) + b) for a, b in zip(asked, told, strict=True)]
+    """Rows and what the teacher says as tokens; those that the model is told are no targets."""
+    dialogues = [told(row, slips, teacher) for row in rows]
+    texts = sorted({text for each in dialogues for text in each})
+    tokens_of = dict(zip(texts, tokenizer(texts)["input_ids"], strict=True))
+    ids, labels = [], []
+    for dialogue in dialogues:
+        tokens: list[int] = []
+        targets: list[int] = []
+        for place, text in enumerate(dialogue):
+            own = place % 2
+            piece = [*tokens_of[text], *([tokenizer.eos_token_id] if own else [])]
+            tokens += piece
+            targets += piece if own else [-100] * len(piece)
+        ids.append(torch.tensor(tokens))
+        labels.append(torch.tensor(targets))
     pad = torch.nn.utils.rnn.pad_sequence
     input_ids = pad(ids, batch_first=True, padding_value=tokenizer.pad_token_id)
     return {
@@ -134,7 +209,8 @@ def train(model: Any, tokenizer: Any, task: Task, arguments: argparse.Namespace)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate(step, arguments)
     )
-    num_fillers = NUM_FILLERS.get(arguments.teacher, 0)
+    is_player = arguments.teacher == PLAYER
+    longest = 64 if is_player else 16 + NUM_FILLERS.get(arguments.teacher, 0)
     start = time.perf_counter()
     for step in range(arguments.steps):
         first = step * arguments.batch_size % (len(rows) - arguments.batch_size)
@@ -146,7 +222,7 @@ def train(model: Any, tokenizer: Any, task: Task, arguments: argparse.Namespace)
         optimizer.zero_grad()
         schedule.step()
         if (step + 1) % arguments.report_every == 0:
-            accuracy = held_out_accuracy(model, tokenizer, task, 16 + num_fillers)
+            accuracy = held_out_accuracy(model, tokenizer, task, longest)
             seconds = time.perf_counter() - start
             print(f"step {step + 1} loss {loss:.3f} {accuracy} {seconds:.0f} s", flush=True)
 
@@ -165,21 +241,19 @@ def held_out_accuracy(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--output", type=Path, default=Path("runs/adder"))
-    parser.add_argument("--teacher", choices=TEACHERS, default="graded")
+    parser.add_argument("--teacher", choices=[*TEACHERS, PLAYER], default="graded")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--report_every", type=int, default=250)
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=3)
     arguments = parser.parse_args()
-    task = load_task("arithmetic", seed=SEED, num_train=200_000, **TASK)
+    calls = arguments.teacher == PLAYER
+    name, options = ("guess", {}) if calls else ("arithmetic", TASK)
+    task = load_task(name, seed=SEED, num_train=200_000, **options)
     rows = task.rows("train", 2000)
-    texts = [
-        row["prompt"][0]["content"]
-        + worked_answer(row["prompt"][0]["content"], teacher=arguments.teacher)
-        for row in rows
-    ]
-    tokenizer = make_tokenizer(texts)
+    texts = [*("".join(told(row, None, arguments.teacher)) for row in rows), "no number"]
+    tokenizer = make_tokenizer(texts, calls=calls)
     model = make_model(tokenizer, arguments.width, arguments.layers)
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens")
     train(model, tokenizer, task, arguments)

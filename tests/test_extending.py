@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from helpers.tiny_runs import flags, rows_of, write_questions
+from helpers.turns import save_caller
 from podsrl import RULES, PODSConfig
 from podsrl.cli import main
 from podsrl.core.advantage import ESTIMATORS
@@ -73,6 +74,18 @@ def test_a_plugin_trains_by_name(
     config = json.loads((own / "run" / "config.json").read_text())
     assert config[setting] == value and config["plugins"] == [str(own / plugin)]
     assert [row["step"] for row in rows_of(own / "run")] == [1, 2]
+
+
+def test_a_task_with_turns_trains_by_name(own: Path, tmp_path: Path) -> None:
+    """The page's door, with a model that calls another tool than it has, and is told so."""
+    caller = save_caller(tmp_path / "caller")
+    words = run_flags(caller, own, task="door", task_arguments="{}", max_completion_length=48)
+    assert main(["train", *words, "--plugins", str(own / "my_dialogue.py")]) == 0
+    metrics = rows_of(own / "run")
+    assert max(row["tools/call_frequency"] for row in metrics) > 0
+    answers = rows_of(own / "run" / "after", "answers.jsonl")
+    said = [message for each in answers for message in each["greedy"]["messages"]]
+    assert any("Tool look not found" in str(each["content"]) for each in said)
 
 
 def test_own_rewards_train_are_logged_evaluated_and_compared_on_resume(

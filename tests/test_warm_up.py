@@ -9,6 +9,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import warm_up
 
+from podsrl.tasks import load_task
+
 NUM_DRAWS = 4000
 
 
@@ -56,3 +58,24 @@ def test_the_long_teacher_says_24_words_that_mean_nothing_and_then_its_answer() 
     assert sum(answer[24:] == ["7", "-2"] for answer in told) >= 90
     short = [warm_up.worked_answer(question, other, "hard") for _ in range(100)]
     assert sum(answer == " 7 -2" for answer in short) >= 90
+
+
+def test_the_creeping_player_guesses_the_smallest_possible_number_four_times_of_five() -> None:
+    """Every guess is one that may be right, and what is said of it is the environment's."""
+    rows = load_task("guess", num_train=NUM_DRAWS).rows("train")
+    moves, num_lowest, num_found = random.Random(7), 0, 0
+    for row in rows:
+        said = warm_up.played(row, moves)
+        numbers = [int(text.removeprefix("guess(number=")[:-1]) for text in said[1:-1:2]]
+        replies = [text.strip("\n> ") for text in said[2:-1:2]]
+        low, high = row["low"], row["high"]
+        for number, reply in zip(numbers, replies, strict=True):
+            assert low <= number <= high
+            low, high = (number + 1, high) if reply == "higher" else (low, number - 1)
+        assert said[-1] == "done" and replies[-1] in ("right", "over")
+        assert (replies[-1] == "right") == (numbers[-1] == int(row["answer"]))
+        num_lowest += numbers[0] == row["low"]
+        num_found += replies[-1] == "right"
+    assert num_lowest / NUM_DRAWS == pytest.approx(0.807, abs=0.032)  # .8 + .2 / 27.5
+    # Creeping alone finds 5 of 27.5 (.18), guessing at random .59; mixed, .24 of 8,000 simulated.
+    assert num_found / NUM_DRAWS == pytest.approx(0.244, abs=0.032)

@@ -8,32 +8,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from podsrl.answering import (
+    Answer,
+    PlayedAnswer,
+    completed_answers,
+    encode,
+    own_rewards,
+    played_answers,
+)
 from podsrl.intervals import mean_interval, pass_at_k, share_interval
-from podsrl.rewards.own import call_reward
 from podsrl.tasks.base import Row, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from podsrl.sampling.complete import Completion
-
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """One completion and its verdict."""
-
-    text: str
-    answer: str | None
-    """The final answer found in the text."""
-    correct: bool | None
-    """None where grading crashed or hung."""
-    num_tokens: int
-    """Tokens of the completion, the end token included."""
-    truncated: bool
-    """Whether the length limit cut it off."""
-    keeps_format: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +70,12 @@ def evaluate(
     right; ties go to the one sampled first), and `pass@j` for j = 2, 4, ... and k (at least one
     of j is right, unbiased). An answer whose grading failed counts as wrong and in
     `num_grading_failures`. Rewards in `task.measured` add `reward_<name>`, their mean over greedy
-    answers. Intervals: see `podsrl.intervals`; they speak of the choice of
-    problems, not of training seeds.
+    answers. Intervals: see `podsrl.intervals`; they speak of the choice of problems, not of
+    training seeds.
+
+    A task with turns is played to the end of each dialogue, as training plays it; `mean_calls` then
+    counts tools called, `mean_length` what the model wrote, and maj@k, a vote on final answers, is
+    left out.
 
     The result does not depend on `batch_size` beyond rounding in the model's arithmetic (samples
     of a model that `podsrl.sampling` does not serve do). Draws follow `seed`; the global random
@@ -100,15 +93,15 @@ def evaluate(
     start = time.perf_counter()
     rows = task.rows(split, limit)
     report = _reporter(progress, len(rows) * (1 + num_samples))
-    prompts = _encode(model, tokenizer, rows, max_new_tokens)
-    options = {**counts, "seed": seed}
+    prompts = encode(model, tokenizer, task, rows, max_new_tokens)
+    options: dict[str, Any] = {**counts, "seed": seed, "report": report}
 
     def answer(num_repeats: int, temperature: float | None) -> list[list[Answer]]:
-        completions = _complete(
-            model, tokenizer, prompts, num_repeats, temperature, report=report, **options
-        )
-        repeated = [row for row in rows for _ in range(num_repeats)]
-        answers = _grade(task, tokenizer, completions, repeated)
+        asked = rows, num_repeats, temperature
+        if task.environment is None:
+            answers = completed_answers(model, tokenizer, task, prompts, *asked, **options)
+        else:
+            answers = played_answers(model, tokenizer, task, *asked, **options)
         return [answers[i : i + num_repeats] for i in range(0, len(answers), num_repeats)]
 
     greedy = [answers[0] for answers in answer(1, None)]
@@ -119,27 +112,6 @@ def evaluate(
     summary = summarise(greedy, samples, task, rows) | _own_rewards(task, tokenizer, greedy, rows)
     summary["seconds"] = time.perf_counter() - start
     return Evaluation(settings=settings, summary=summary, problems=_problems(rows, greedy, samples))
-
-
-def _complete(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    prompts: list[list[int]],
-    num_repeats: int,
-    temperature: float | None,
-    *,
-    max_new_tokens: int,
-    batch_size: int,
-    seed: int,
-    report: Callable[[int], None],
-) -> list["Completion"]:
-    """`podsrl.sampling.complete` with plain decoding; loaded here, as reports need no torch."""
-    from podsrl.sampling.complete import complete, plain_config
-
-    config = plain_config(model, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature)
-    return complete(
-        model, prompts, num_repeats, config=config, batch_size=batch_size, seed=seed, report=report
-    )
 
 
 def summarise(
@@ -157,6 +129,8 @@ def summarise(
         "truncated_share": share_interval([float(a.truncated) for a in greedy]),
         "num_grading_failures": sum(a.correct is None for a in everything),
     }
+    if calls := [float(a.num_calls) for a in greedy if isinstance(a, PlayedAnswer)]:
+        summary["mean_calls"] = mean_interval(calls)
     num_samples = len(samples[0])
     if not num_samples:
         return summary
@@ -164,7 +138,8 @@ def summarise(
     summary["accuracy_sampled"] = share_interval(
         [right / num_samples for right in num_right], num_repeats=num_samples
     )
-    summary[f"maj@{num_samples}"] = share_interval([_majority_is_right(g) for g in samples])
+    if task.environment is None:  # which leaves no final answer to vote on
+        summary[f"maj@{num_samples}"] = share_interval([_majority_is_right(g) for g in samples])
     for k in _powers_of_two(num_samples):
         summary[f"pass@{k}"] = share_interval(
             [pass_at_k(num_samples, right, k) for right in num_right], num_repeats=num_samples
@@ -176,16 +151,11 @@ def _own_rewards(
     task: Task, tokenizer: "PreTrainedTokenizerBase", greedy: Sequence[Answer], rows: Sequence[Row]
 ) -> dict[str, Any]:
     """`reward_<name>`, the mean over greedy answers, of each reward that the task measures."""
-    if not task.measured:
-        return {}
-    texts = [answer.text for answer in greedy]
-    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    figures = {}
-    for name in task.measured:
-        values = call_reward(task.reward_funcs[name], rows, texts, ids)
-        scored = [float(value) for value in values if value is not None]
-        figures[f"reward_{name}"] = mean_interval(scored) if scored else None
-    return figures
+    found = {name: own_rewards(name, task, tokenizer, greedy, rows) for name in task.measured}
+    return {
+        f"reward_{name}": mean_interval(values) if values else None
+        for name, values in found.items()
+    }
 
 
 def check_options(
@@ -200,53 +170,6 @@ def check_options(
         raise ValueError(f"max_new_tokens is {max_new_tokens}: it must be at least 1")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}: it must be at least 1")
-
-
-def _encode(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    rows: Sequence[Row],
-    max_new_tokens: int,
-) -> list[list[int]]:
-    texts = [
-        tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
-        for row in rows
-    ]
-    # The template has written the special tokens already.
-    prompts: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    lengths = [len(prompt) for prompt in prompts]
-    longest = max(lengths)
-    if room is not None and longest + max_new_tokens > room:
-        lower = f"lower max_new_tokens to {room - longest} or less"
-        other = "take that question out, or take a model with a longer context"
-        raise ValueError(
-            f"the longest prompt, question {lengths.index(longest) + 1}, has {longest} tokens, "
-            f"with max_new_tokens={max_new_tokens} more than the model's {room}: "
-            f"{lower if longest < room else other}"
-        )
-    return prompts
-
-
-def _grade(
-    task: Task,
-    tokenizer: "PreTrainedTokenizerBase",
-    completions: Sequence["Completion"],
-    rows: Sequence[Row],
-) -> list[Answer]:
-    texts = tokenizer.batch_decode([tokens for tokens, _ in completions], skip_special_tokens=True)
-    scores = task.score(texts, rows)
-    return [
-        Answer(
-            text=text,
-            answer=task.extract_answer(text),
-            correct=None if score is None else score >= 1.0,
-            num_tokens=len(tokens),
-            truncated=truncated,
-            keeps_format=task.keeps_format(text),
-        )
-        for text, score, (tokens, truncated) in zip(texts, scores, completions, strict=True)
-    ]
 
 
 def _majority_is_right(answers: Sequence[Answer]) -> float:

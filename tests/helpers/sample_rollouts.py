@@ -8,7 +8,8 @@ import torch
 
 from podsrl import select
 from podsrl.core.selection import Selection, Selector
-from podsrl.runs.rollout_log import FILE_NAME, RolloutLog, batch_records
+from podsrl.runs.rollout_log import FILE_NAME, RolloutLog
+from podsrl.runs.rollout_records import batch_records
 
 WORDS = ["we", "add", "the", "tens", "first", "then", "ones", "so", "sum", "is", "carry", "one"]
 HEADER = {

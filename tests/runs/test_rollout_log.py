@@ -13,13 +13,8 @@ import torch
 from helpers.sample_rollouts import HEADER, batch, write_log
 from podsrl import select
 from podsrl.core.selection import Selection, Selector
-from podsrl.runs.rollout_log import (
-    FILE_NAME,
-    RolloutLog,
-    batch_records,
-    read_rollouts,
-    why,
-)
+from podsrl.runs.rollout_log import FILE_NAME, RolloutLog, read_rollouts
+from podsrl.runs.rollout_records import batch_records, why
 
 NAN = math.nan
 

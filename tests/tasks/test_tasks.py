@@ -254,6 +254,7 @@ def test_every_task_is_in_the_table():
         "gsm8k",
         "math",
         "amc23",
+        "guess",
         "reasoning_gym",
         "jsonl",
         "dataset",

@@ -214,7 +214,10 @@ def test_the_rollout_log_has_what_environment_and_model_said(folder: str, tmp_pa
     assert header["reward_names"][-1] == "Counter" and len(records) == 2
     for record in records:
         assert record["question"].split()[-1].isdigit()  # the environment's number
-        assert len(record["texts"]) == 8 and any("\n" in text for text in record["texts"])
+        assert len(record["texts"]) == len(record["given"]) == 8 and any(record["given"])
+        for text, parts in zip(record["texts"], record["given"], strict=True):
+            # Counter's count, after the letter of a tool's role.
+            assert all(re.match(r"t \d+ ", text[start:end]) for start, end in parts)
 
 
 def test_evaluation_with_an_environment_is_trls(folder: str, tmp_path: Path) -> None:

@@ -112,6 +112,35 @@ def test_the_head_says_how_questions_were_put(browser: Browser, tmp_path: Path) 
     assert "prompt:" not in plain and "template:" not in plain
 
 
+def test_what_the_model_did_not_write_is_shaded(browser: Browser, tmp_path: Path) -> None:
+    """Two turns with an answer between, which a character of two UTF-16 units stands before."""
+    log = RolloutLog(tmp_path / FILE_NAME, {"reward_names": ["right"]})
+    record = {
+        "question": "Find it.",
+        "rewards": [1.0, 0.0],
+        "parts": [[1.0, 0.0]],
+        "num_tokens": [4, 2],
+        "kept": [1, 1],
+        "why": ["all", "all"],
+        "advantages": [1.0, -1.0],
+        "texts": ["guess 😀3\nhigher\n> guess 4", "nothing"],
+        "given": [[[8, 18]], []],
+    }
+    log.write(1, [record])
+    page = open_view(browser, tmp_path)
+    shaded = "[...document.querySelectorAll('#kept .given')].map((e) => e.textContent)"
+    assert page.evaluate(shaded) == ["higher\n> "]
+    texts = page.evaluate("[...document.querySelectorAll('#kept .text')].map((e) => e.textContent)")
+    assert texts == ["guess 😀3higher\n> guess 4", "nothing"]
+    facts = page.evaluate("[...document.querySelectorAll('#kept .facts')].map((e) => e.innerText)")
+    assert [" ".join(each.split()).rpartition(" turns ")[2] for each in facts] == ["2", "1"]
+    set_field(page, "search", "higher")
+    marked = page.evaluate(
+        "[...document.querySelectorAll('.given mark')].map((m) => m.textContent)"
+    )
+    assert marked == ["higher"] and page.errors == []
+
+
 def test_filters_leave_what_passes(browser: Browser, tmp_path: Path) -> None:
     page = open_view(browser, write_log(tmp_path))
     set_field(page, "show", "kept")

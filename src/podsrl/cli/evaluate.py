@@ -13,6 +13,7 @@ from podsrl.cli.switching import check_models, evaluate_all, print_switch
 from podsrl.models import DEFAULT_MODEL, DTYPES, load_model, load_tokenizer, resolve_model
 from podsrl.tasks import TASKS, Task
 from podsrl.tasks.questions import QuestionArguments, as_rewarded, named_task, prompts_of
+from podsrl.tasks.turns import refuse_turns
 
 if TYPE_CHECKING:
     from podsrl.evaluate import Evaluation
@@ -42,6 +43,7 @@ LABELS = {
     "format_rate": "keeps the format",
     "truncated_share": "cut off by the limit",
     "mean_length": "mean length, tokens",
+    "mean_calls": "mean tool calls",
 }
 
 
@@ -135,6 +137,8 @@ def check(options: argparse.Namespace, questions: QuestionArguments) -> tuple[Ta
         resolve_model(model)
     task = named_task(questions, seed=options.seed)
     task = as_rewarded(task, questions, task.rows(options.split, 1))
+    if options.switch is not None:
+        refuse_turns(task, "--switch compares final answers", "leave it out, and give one --model")
     return task, _output_folder(options.output, str(questions.task))
 
 
@@ -228,7 +232,7 @@ def _cells(name: str, figure: dict[str, Any]) -> tuple[str, str]:
     def show(value: float) -> str:
         if name.startswith("reward_"):
             return f"{value:.3f}"
-        return f"{value:.1f}" if name == "mean_length" else f"{100 * value:.1f} %"
+        return f"{value:.1f}" if name in ("mean_length", "mean_calls") else f"{100 * value:.1f} %"
 
     if figure["low"] is None:
         return show(figure["value"]), "-"

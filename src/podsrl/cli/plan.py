@@ -53,7 +53,7 @@ def main(argv: list[str] | None) -> int:
     console = Console(highlight=False, soft_wrap=True)
     quieten()
     try:
-        recipe, plan, device = _read(recipe_settings)
+        recipe, plan, device = _read(recipe_settings, options.pilot)
         if (Path(options.output) / "plan.json").exists() and not options.overwrite:
             raise ValueError(
                 f"{options.output} holds a plan: choose another --output, or pass --overwrite"
@@ -112,16 +112,25 @@ def _check_pilot(options: argparse.Namespace) -> None:
         raise ValueError(f"--figure is {options.figure}: end it with {', '.join(FIGURES)}")
 
 
-def _read(recipe: dict[str, Any]) -> tuple[dict[str, Any], "Layout", "torch.device"]:
+def _read(
+    recipe: dict[str, Any], num_pilot: int
+) -> tuple[dict[str, Any], "Layout", "torch.device"]:
     """The recipe's settings, checked as training would check them, its batch and its device."""
     from podsrl.plan.measure import layout
     from podsrl.runs.settings import parse_settings
     from podsrl.runs.training import check_options, load_questions
+    from podsrl.tasks.turns import refuse_turns
 
     arguments, config, model_config = parse_settings(recipe)
     plan = layout(config)
     check_options(arguments, config, model_config)
-    load_questions(arguments, config.seed)
+    task, _ = load_questions(arguments, config.seed)
+    if num_pilot:
+        refuse_turns(
+            task,
+            f"--pilot {num_pilot} samples answers of one turn",
+            "give --pilot 0, which measures the seconds alone",
+        )
     return recipe, plan, config.device
 
 

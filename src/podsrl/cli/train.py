@@ -26,8 +26,8 @@ every field of TRL's GRPOConfig and ModelConfig is one: --learning_rate, --beta,
 --use_peft, --lora_r ... (podsrl train --help all lists them, and says more of each).
 
 what is learned
-  --task NAME             arithmetic (default), gsm8k, math, amc23, reasoning_gym:<name>,
-                          jsonl:<path>, or dataset (default with data of your own)
+  --task NAME             arithmetic (default), gsm8k, math, amc23, guess (with turns),
+                          reasoning_gym:<name>, jsonl:<path>, or dataset (own data's default)
   --task_arguments JSON   options of the task, such as '{"num_test": 512}'
   --data PATH             the task's data from local files instead of the hub
   --dataset_name NAME     your own data: an id of the hub, a folder or a file; --dataset_config,

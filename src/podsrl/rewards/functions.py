@@ -105,7 +105,7 @@ def unless_failed(leader: RewardFunction, *others: RewardFunction) -> list[Rewar
 
     @functools.wraps(leader)
     def leading(completions: Sequence[Completion], **columns: Any) -> list[float | None]:
-        scores = leader(completions, **columns)
+        scores = leader(completions=completions, **columns)
         failed.clear()
         failed.update(i for i, score in enumerate(scores) if score is None)
         return scores
@@ -113,7 +113,7 @@ def unless_failed(leader: RewardFunction, *others: RewardFunction) -> list[Rewar
     def following(other: RewardFunction) -> RewardFunction:
         @functools.wraps(other)
         def follow(completions: Sequence[Completion], **columns: Any) -> list[float | None]:
-            scores = other(completions, **columns)
+            scores = other(completions=completions, **columns)
             return [None if i in failed else score for i, score in enumerate(scores)]
 
         return follow

@@ -25,6 +25,7 @@ from podsrl.runs.checks import check_output, check_reporters
 from podsrl.runs.claims import Claim, forget_claims, owner, try_claim
 from podsrl.runs.folder import RUN_FILES, read_json, settings_of
 from podsrl.runs.settings import EVALUATE_EVERY, RunArguments, check_clock
+from podsrl.runs.turns import fit_to_turns
 from podsrl.tasks import Task
 from podsrl.tasks.questions import as_rewarded, named_task, try_held_out
 from podsrl.trl.config import PODSConfig
@@ -106,6 +107,7 @@ def check_run(
 
 def fit_to_task(config: PODSConfig, task: Task, num_questions: int) -> None:
     """Fill in the weights and bounds of the task's rewards; `ValueError` for what does not fit."""
+    fit_to_turns(config, task)
     names = list(task.reward_funcs)
     if config.reward_weights is None:
         config.reward_weights = [task.reward_weights[name] for name in names]

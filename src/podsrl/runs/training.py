@@ -44,8 +44,11 @@ from podsrl.runs.result import describe, plot_run, result_of
 from podsrl.runs.rollout_log import FILE_NAME, attach_log
 from podsrl.runs.saving import save_trained, trained_model
 from podsrl.runs.stop import Stop
+from podsrl.runs.turns import experimental_environments
 from podsrl.tasks.prompts import fit_prompts
 from podsrl.tasks.questions import prompts_of
+from podsrl.tasks.turns import tools_of
+from podsrl.trl.play import check_tools
 from podsrl.trl.trainer import PODSTrainer
 
 __all__ = [
@@ -107,6 +110,7 @@ def _load(run: Run, stop: Stop) -> tuple[PODSTrainer, Any, StepBoundary, Trainin
         dtype=run.model_config.dtype or "float32",
         **_model_options(run.model_config),
     )
+    check_tools(tokenizer, run.task)
     _fit_prompts(run, model, tokenizer)
     _check_logs(run)
     if main:
@@ -144,6 +148,7 @@ def _fit_prompts(run: Run, model: Any, tokenizer: Any) -> None:
         context=context,
         max_new_tokens=run.config.max_completion_length or 0,
         policy=run.arguments.long_prompts,
+        tools=run.task.environment and tools_of(run.task.environment()),
     )
     if num_dropped:
         run.console.print(f"{num_dropped} questions are too long for the model and left out")
@@ -223,14 +228,16 @@ def _build_trainer(
 ) -> tuple[PODSTrainer, StepBoundary]:
     run.config.disable_tqdm = True
     limit, pace = run.arguments.reward_timeout_seconds, pace_of_processes()
-    trainer = PODSTrainer(
-        model=model,
-        reward_funcs=[in_time(each, limit, pace) for each in run.task.reward_funcs.values()],
-        args=run.config,
-        train_dataset=Dataset.from_list(run.rows),
-        processing_class=tokenizer,
-        peft_config=get_peft_config(run.model_config),
-    )
+    with experimental_environments():
+        trainer = PODSTrainer(
+            model=model,
+            reward_funcs=[in_time(each, limit, pace) for each in run.task.reward_funcs.values()],
+            args=run.config,
+            train_dataset=Dataset.from_list(run.rows),
+            processing_class=tokenizer,
+            peft_config=get_peft_config(run.model_config),
+            environment_factory=run.task.environment,
+        )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     about = {"task": run.task.name, "model": run.arguments.model, **prompts_of(run.arguments)}

@@ -9,6 +9,7 @@ from podsrl.tasks.arithmetic import arithmetic
 from podsrl.tasks.base import Task
 from podsrl.tasks.dataset import dataset
 from podsrl.tasks.gsm8k import gsm8k
+from podsrl.tasks.guess import guess
 from podsrl.tasks.jsonl import jsonl
 from podsrl.tasks.math import math
 from podsrl.tasks.reasoning_gym import reasoning_gym
@@ -21,6 +22,7 @@ TASKS: dict[str, Callable[..., Task]] = {
     "gsm8k": gsm8k,
     "math": math,
     "amc23": amc23,
+    "guess": guess,
     "reasoning_gym": reasoning_gym,
     "jsonl": jsonl,
     "dataset": dataset,
@@ -40,10 +42,10 @@ def load_task(
 ) -> Task:
     """Return the task that `spec` names; nothing is downloaded before its rows are asked for.
 
-    `spec`: arithmetic, gsm8k, math, amc23, reasoning_gym:<data set>, jsonl:<path>, or dataset,
-    whose data its arguments name. `data`: local files in place of the hub. `seed`: the train
-    questions of generated tasks. `system_prompt`, `prompt_template`: how its questions are put
-    (`template.with_prompts`). `arguments`: options of the task, for example `num_test=512` of
+    `spec`: arithmetic, gsm8k, math, amc23, guess, reasoning_gym:<data set>, jsonl:<path>, or
+    dataset, whose data its arguments name. `data`: local files in place of the hub. `seed`: the
+    train questions of generated tasks. `system_prompt`, `prompt_template`: how its questions are
+    put (`template.with_prompts`). `arguments`: options of the task, for example `num_test=512` of
     arithmetic.
 
     Raises: ValueError for an unknown task or argument, naming those there are.

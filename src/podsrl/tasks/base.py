@@ -52,6 +52,10 @@ class Task:
     """Default length limit of a completion, in tokens."""
     measured: tuple[str, ...] = ()
     """Rewards whose means an evaluation reports beside the accuracy: a user's own."""
+    environment: Callable[[], Any] | None = None
+    """Makes what answers the model between its turns (`turns.py`); None for one turn."""
+    max_calls: int | None = None
+    """Tools called in turn at most in one rollout; None for one turn."""
 
     def rows(self, split: str, limit: int | None = None) -> list[Row]:
         """Return the rows of a split, the first `limit` of them.

@@ -1,7 +1,7 @@
 """Prompts in tokens, and those that leave a model no room to answer."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from podsrl.tasks.base import Row
 
@@ -11,11 +11,20 @@ if TYPE_CHECKING:
 LONG_PROMPTS = ("refuse", "drop")
 
 
-def prompt_lengths(rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase") -> list[int]:
-    """Return the tokens of each row's prompt, the chat template's own included."""
+def prompt_lengths(
+    rows: Sequence[Row],
+    tokenizer: "PreTrainedTokenizerBase",
+    tools: list[Callable[..., Any]] | None = None,
+) -> list[int]:
+    """Return the tokens of each row's prompt, the chat template's own included.
+
+    tools: what the template tells the model that it may call.
+    """
     texts = [
         str(
-            tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
+            tokenizer.apply_chat_template(
+                row["prompt"], tools=tools, tokenize=False, add_generation_prompt=True
+            )
         )
         for row in rows
     ]
@@ -30,11 +39,13 @@ def fit_prompts(
     context: int,
     max_new_tokens: int,
     policy: str,
+    tools: list[Callable[..., Any]] | None = None,
 ) -> tuple[list[Row], int]:
     """Return the rows whose prompt and answer fit the model's context, and the number of the rest.
 
     context: tokens that the model reads and writes at most. max_new_tokens: those kept free for
-    the answer. policy: `refuse` raises when there is a row too long, `drop` leaves it out.
+    the answer. policy: `refuse` raises when there is a row too long, `drop` leaves it out. tools:
+    as for `prompt_lengths`.
 
     Raises: ValueError naming how many are too long, the first and the longest of them, and the
     remedy; with `drop`, only when no row fits.
@@ -44,7 +55,7 @@ def fit_prompts(
     if policy not in LONG_PROMPTS:
         raise ValueError(f"long_prompts is {policy!r}: choose from {', '.join(LONG_PROMPTS)}")
     room = context - max_new_tokens
-    lengths = prompt_lengths(rows, tokenizer) if rows else []
+    lengths = prompt_lengths(rows, tokenizer, tools) if rows else []
     kept = [row for row, length in zip(rows, lengths, strict=True) if length <= room]
     num_dropped = len(rows) - len(kept)
     if num_dropped and (policy == "refuse" or not kept):

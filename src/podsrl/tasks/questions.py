@@ -35,8 +35,8 @@ class QuestionArguments:
     task: str | None = field(
         default=None,
         metadata={
-            "help": "arithmetic (default), gsm8k, math, amc23, reasoning_gym:<name>, jsonl:<path>, "
-            "or dataset, the default with dataset_name or datasets."
+            "help": "arithmetic (default), gsm8k, math, amc23, guess, reasoning_gym:<name>, "
+            "jsonl:<path>, or dataset, the default with dataset_name or datasets."
         },
     )
     task_arguments: dict | str | None = field(

@@ -10,6 +10,7 @@ from podsrl.rewards.functions import unless_failed
 from podsrl.rewards.graders import score_by_grader, try_grader
 from podsrl.rewards.own import try_reward
 from podsrl.tasks.base import Task, rewards_of
+from podsrl.tasks.turns import refuse_turns, replayed
 
 OF_MAKE_TASK = ("correctness", "format", "tag_count")
 
@@ -41,8 +42,9 @@ def with_rewards(
     _check_order(task, short)
     own = tuple(name for name in short if name not in task.reward_funcs)
     by_name = dict(zip(short, functions, strict=True))
+    begin = None if task.environment is None else lambda row: replayed(task, row, [])
     for name in own:
-        try_reward(name, by_name[name], rows)
+        try_reward(name, by_name[name], rows, environment=begin)
     return replace(
         task,
         reward_funcs=_unless_ungraded(task, by_name),
@@ -62,11 +64,12 @@ def with_grader(task: Task, name: str | None, row: Mapping[str, Any]) -> Task:
     Its score is the reward `correctness`, and an answer of score 1 is right, in training and in
     every evaluation.
 
-    Raises: ValueError as `find_grader` and `try_grader` do, and for a task whose rewards are none
-    of those that `make_task` makes.
+    Raises: ValueError as `find_grader` and `try_grader` do, for a task of several turns, and for
+    one whose rewards are none of those that `make_task` makes.
     """
     if name is None:
         return task
+    refuse_turns(task, f"grader {name} reads a final answer", "leave grader out")
     if set(task.reward_funcs) - set(OF_MAKE_TASK):
         raise ValueError(
             f"grader is {name}, but {task.name} has rewards of its own: leave grader out"

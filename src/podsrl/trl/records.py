@@ -11,8 +11,9 @@ from trl import GRPOTrainer
 
 from podsrl.core.combine import SUM_THEN_NORMALIZE, combine
 from podsrl.core.statistics import reward_metrics
-from podsrl.trl.batch import COMPLETIONS, GenerationBatch
+from podsrl.trl.batch import COMPLETION_IDS, COMPLETIONS, TOOL_MASK, GenerationBatch, Rollouts
 from podsrl.trl.early_stop import Stopping
+from podsrl.trl.play import transcript
 
 
 def use_advantages(host: GRPOTrainer, batch: GenerationBatch, output: dict[str, Any]) -> None:
@@ -68,12 +69,30 @@ def log_rollouts(host: GRPOTrainer, batch: GenerationBatch, log: Any, advantages
     assert batch.rollouts is not None
     rollouts, n = batch.rollouts, host.args.num_rollouts
     firsts = zip(rollouts.inputs[::n], rollouts.prompts[::n], strict=True)
+    texts, turns = rollouts.generated[COMPLETIONS], {}
+    if rollouts.generated[TOOL_MASK] is not None:
+        texts, turns["given"] = _transcripts(host, rollouts)
     log.write_batch(
         host.state.global_step + 1,
         batch.selection,
         [{**row, "prompt": prompt} for row, prompt in firsts],
-        rollouts.generated[COMPLETIONS],
+        texts,
         rollouts.lengths,
         advantages=dict(zip(batch.rows, advantages_B.tolist(), strict=True)),
         rule=host.args.selection_rule,
+        **turns,
     )
+
+
+def _transcripts(
+    host: GRPOTrainer, rollouts: Rollouts
+) -> tuple[list[str | None], list[list[list[int]]]]:
+    """The whole text of each rollout with turns, and where what is not trained on stands in it."""
+    columns = (rollouts.generated[i] for i in (COMPLETIONS, COMPLETION_IDS, TOOL_MASK))
+    texts: list[str | None] = []
+    given = []
+    for completion, ids, mask in zip(*columns, strict=True):
+        text, parts = transcript(host._tokenizer, ids, mask)
+        texts.append(None if completion is None else text)  # not sampled in a round
+        given.append(parts)
+    return texts, given

@@ -319,16 +319,40 @@ function card(group, i) {
   partNames.forEach((name, f) => fact(name, show(group.parts[f][i])));
   if (group.num_tokens[i] !== null) fact("tokens", group.num_tokens[i].toLocaleString("en"));
   if (kept && group.advantages[i] !== null) fact("advantage", signed(group.advantages[i]));
+  const given = group.given?.[i] ?? [];
+  if (group.given && group.texts[i]) fact("turns", String(parts(group.texts[i], given).filter((part) => !part.given).length));
   const node = element("article", { className: `card ${kept ? "is-kept" : "is-dropped"}` }, head, facts);
   node.setAttribute("aria-label", `Rollout ${i + 1}, reward ${show(group.rewards[i])}, ${words(group.why[i])}`);
-  node.append(...completion(group.texts[i]));
+  node.append(...completion(group.texts[i], given));
   return node;
 }
 
-function completion(text) {
+/** A rollout's text in turn: what the model wrote, and what came back and is not trained on. */
+function parts(text, given) {
+  const characters = [...text]; // as Python counts them
+  const found = [];
+  const add = (start, end, isGiven) => {
+    const piece = characters.slice(start, end).join("");
+    const shown = isGiven ? piece.replace(/^\n+|\n+$/g, "") : piece;
+    if (shown) found.push({ text: shown, given: isGiven });
+  };
+  let end = 0;
+  for (const [start, stop] of given) {
+    add(end, start, false);
+    add(start, stop, true);
+    end = stop;
+  }
+  add(end, characters.length, false);
+  return found;
+}
+
+function completion(text, given) {
   if (text === null) return [element("p", { className: "text absent", textContent: "sampled by another process" })];
   if (text === "") return [element("p", { className: "text absent", textContent: "empty" })];
-  const body = element("div", { className: "text" }, ...marked(text));
+  const told = parts(text, given).flatMap((part) => part.given
+    ? [element("span", { className: "given", title: "not written by the model, not trained on" }, ...marked(part.text))]
+    : marked(part.text));
+  const body = element("div", { className: "text" }, ...told);
   if (text.length <= LONG_TEXT && text.split("\n").length <= 14) return [body];
   body.classList.add("folded");
   const button = element("button", { type: "button", className: "more", textContent: `Show all ${text.length.toLocaleString("en")} characters` });

@@ -1,0 +1,204 @@
+"""Answers of a model to questions, or the dialogues that it has about them, and their verdicts."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from podsrl.rewards.own import call_reward
+from podsrl.tasks.base import Row, Task
+from podsrl.tasks.turns import replayed, tools_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from podsrl.sampling.complete import Completion
+
+Report = Callable[[int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One completion and its verdict."""
+
+    text: str
+    answer: str | None
+    """The final answer found in the text."""
+    correct: bool | None
+    """None where grading crashed or hung."""
+    num_tokens: int
+    """Tokens of the completion, the end token included."""
+    truncated: bool
+    """Whether the length limit cut it off."""
+    keeps_format: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlayedAnswer(Answer):
+    """One dialogue and its verdict; `num_tokens` counts those that the model wrote."""
+
+    num_calls: int
+    """Calls of tools that were answered."""
+    given: list[list[int]]
+    """First character, and the one after the last, of what the model did not write in the text."""
+    messages: list[dict[str, Any]]
+
+
+def encode(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    task: Task,
+    rows: Sequence[Row],
+    max_new_tokens: int,
+) -> list[list[int]]:
+    """Return the prompts in tokens, those of a task with turns with its tools.
+
+    Raises: ValueError where a prompt and its answer exceed the model's context.
+    """
+    tools = None if task.environment is None else tools_of(task.environment())
+    texts = [
+        tokenizer.apply_chat_template(
+            row["prompt"], tools=tools, tokenize=False, add_generation_prompt=True
+        )
+        for row in rows
+    ]
+    # The template has written the special tokens already.
+    prompts: list[list[int]] = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    room = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    lengths = [len(prompt) for prompt in prompts]
+    longest = max(lengths)
+    if room is not None and longest + max_new_tokens > room:
+        lower = f"lower max_new_tokens to {room - longest} or less"
+        other = "take that question out, or take a model with a longer context"
+        raise ValueError(
+            f"the longest prompt, question {lengths.index(longest) + 1}, has {longest} tokens, "
+            f"with max_new_tokens={max_new_tokens} more than the model's {room}: "
+            f"{lower if longest < room else other}"
+        )
+    return prompts
+
+
+def completed_answers(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    task: Task,
+    prompts: list[list[int]],
+    rows: Sequence[Row],
+    num_repeats: int,
+    temperature: float | None,
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    seed: int,
+    report: Report,
+) -> list[Answer]:
+    """Return `num_repeats` graded answers to each prompt, by plain decoding.
+
+    temperature: None for the likeliest token each time.
+    """
+    # Loaded here, as reports need no torch.
+    from podsrl.sampling.complete import complete, plain_config
+
+    config = plain_config(model, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature)
+    completions = complete(
+        model, prompts, num_repeats, config=config, batch_size=batch_size, seed=seed, report=report
+    )
+    repeated = [row for row in rows for _ in range(num_repeats)]
+    return _graded(task, tokenizer, completions, repeated)
+
+
+def played_answers(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    task: Task,
+    rows: Sequence[Row],
+    num_repeats: int,
+    temperature: float | None,
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    seed: int,
+    report: Report,
+) -> list[Answer]:
+    """Return `num_repeats` dialogues about each row, played to their end, and their scores.
+
+    batch_size: prompts that are gone on with together.
+    """
+    from podsrl.sampling.complete import complete, plain_config
+    from podsrl.trl.play import play, transcript
+
+    config = plain_config(model, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature)
+    draws = random.Random(seed)  # every turn has draws of its own
+
+    def sample(prompt_ids: list[list[int]]) -> list[list[int]]:
+        completions = complete(
+            model,
+            prompt_ids,
+            1,
+            config=config,
+            batch_size=batch_size,
+            seed=draws.getrandbits(62),
+            report=lambda count: None,
+        )
+        return [tokens for tokens, _ in completions]
+
+    repeated = [row for row in rows for _ in range(num_repeats)]
+    dialogues = play(model, tokenizer, task, repeated, sample, max_new_tokens=max_new_tokens)
+    report(len(dialogues))
+    answers: list[Answer] = []
+    for dialogue in dialogues:
+        text, given = transcript(tokenizer, dialogue.completion_ids, dialogue.mask)
+        answers.append(
+            PlayedAnswer(
+                text=text,
+                answer=None,
+                correct=dialogue.environment.score >= 1.0,
+                num_tokens=sum(dialogue.mask),
+                truncated=dialogue.completion_ids[-1] not in config.eos_token_id,
+                keeps_format=False,
+                num_calls=sum(message["role"] == "tool" for message in dialogue.messages),
+                given=given,
+                messages=dialogue.messages,
+            )
+        )
+    return answers
+
+
+def own_rewards(
+    name: str,
+    task: Task,
+    tokenizer: "PreTrainedTokenizerBase",
+    answers: Sequence[Answer],
+    rows: Sequence[Row],
+) -> list[float]:
+    """Return what the reward of this name gives for one answer to each row, where it gives any."""
+    texts = [answer.text for answer in answers]
+    ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    more: dict[str, Any] = {}
+    if task.environment is not None:
+        played = [answer for answer in answers if isinstance(answer, PlayedAnswer)]
+        more["completions"] = messages = [answer.messages for answer in played]
+        more["environments"] = [replayed(task, *each) for each in zip(rows, messages, strict=True)]
+    values = call_reward(task.reward_funcs[name], rows, texts, ids, **more)
+    return [float(value) for value in values if value is not None]
+
+
+def _graded(
+    task: Task,
+    tokenizer: "PreTrainedTokenizerBase",
+    completions: Sequence["Completion"],
+    rows: Sequence[Row],
+) -> list[Answer]:
+    texts = tokenizer.batch_decode([tokens for tokens, _ in completions], skip_special_tokens=True)
+    scores = task.score(texts, rows)
+    return [
+        Answer(
+            text=text,
+            answer=task.extract_answer(text),
+            correct=None if score is None else score >= 1.0,
+            num_tokens=len(tokens),
+            truncated=truncated,
+            keeps_format=task.keeps_format(text),
+        )
+        for text, score, (tokens, truncated) in zip(texts, scores, completions, strict=True)
+    ]
