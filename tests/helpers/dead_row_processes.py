@@ -35,7 +35,13 @@ CASES: dict[str, dict[str, Any]] = {
     "bnpo": {"max_steps": 4, "loss_type": "bnpo", **SGD},
     "twice": {"max_steps": 6, "num_iterations": 2, **SGD},
     "padded": {"max_steps": 4, "packed_update": False, "gradient_accumulation_steps": 2, **SGD},
-    "all dead": {"max_steps": 4, "weight_decay": 0.1, "max_grad_norm": 0.0},
+    # Three steps without a gradient are enough: of six, four are made.
+    "all dead": {
+        "max_steps": 6,
+        "stop_after_idle_steps": 3,
+        "weight_decay": 0.1,
+        "max_grad_norm": 0.0,
+    },
     "none dead": {"max_steps": 3, "gradient_accumulation_steps": 2},
     "none dead of four": {"max_steps": 3},  # there are six questions
 }
@@ -73,6 +79,7 @@ def train(folder: str, output: Path, case: str, *, skips: bool) -> dict[str, Any
                if name in state]  # fmt: skip
     return found | {
         "loss": logged(trainer, "loss"),
+        "num_steps": trainer.state.global_step,
         "weights": torch.cat(weights),
         "momenta": torch.cat(momenta) if momenta else None,
     }

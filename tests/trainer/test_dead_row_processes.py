@@ -93,6 +93,8 @@ def test_a_process_without_a_live_row_joins_the_backward_pass(two: Found) -> Non
 
 
 def test_where_all_rows_of_all_processes_are_dead_momentum_and_decay_go_on(two: Found) -> None:
+    """And all processes stop in the same step, as settings ask for."""
+    assert [each["all dead"][how]["num_steps"] for each in two for how in ("off", "on")] == [4] * 4
     assert live(two, "all dead", "on")[1:] == [(0, 0)] * 3
     for each in two:
         gradients = each["all dead"]["on"]["gradients"]

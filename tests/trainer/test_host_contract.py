@@ -10,7 +10,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
 
 from podsrl import PODSTrainer
-from podsrl.trl.objective import SEEN
+from podsrl.trl.seen import SEEN
 
 # Of every method of GRPOTrainer that PODSTrainer overrides; which these are, the class says.
 SIGNATURES = {

@@ -17,6 +17,7 @@ from helpers.images import (
     questions_with_images,
     save_seeing,
 )
+from helpers.tiny import even_reward
 from podsrl import PODSTrainer
 from podsrl.runs.rollout_log import FILE_NAME, attach_log, read_rollouts
 from podsrl.trl.reference import row_key
@@ -128,6 +129,39 @@ def test_a_divergence_over_the_vocabulary_is_refused(
         build_seeing(folder, tmp_path, kind, objective="tdpo2")
 
 
+def test_rows_that_teach_nothing_are_not_seen(seeing: tuple[str, str], tmp_path: Path) -> None:
+    """All answers to questions of an even number get 1: their images stay out of the update."""
+    kind, folder = seeing
+
+    def uneven(prompts: list, completions: list, **_: Any) -> list[float]:
+        even = [int(str(prompt).split("what is ")[1][0]) % 2 == 0 for prompt in prompts]
+        return [1.0 if e else r for e, r in zip(even, even_reward(completions), strict=True)]
+
+    weights: dict[bool, list[torch.Tensor]] = {}
+    seen: dict[bool, int] = {}
+    for skips in (True, False):
+        options = {"max_steps": 3, "skip_dead_rows": skips, "gradient_accumulation_steps": 2}
+        options |= {"per_device_train_batch_size": 4, "num_iterations": 2}
+        trainer = build_seeing(folder, tmp_path, kind, rewards=[uneven], **options)
+        images: list[int] = []
+
+        def count(_: Any, args: tuple, kwargs: dict, found: list[int] = images) -> None:
+            if "labels" in kwargs:
+                found.append(len(kwargs["input_ids"]))
+                grid = kwargs.get("image_grid_thw")
+                pixels = kwargs["pixel_values"] if grid is None else grid
+                assert len(pixels) == len(kwargs["input_ids"])
+
+        trainer.model.register_forward_pre_hook(count, with_kwargs=True)
+        trainer.train()
+        weights[skips], seen[skips] = list(trainer.model.parameters()), sum(images)
+        dead = logged(trainer, "pods/frac_kept_zero_advantage")
+        assert any(0 < share < 1 for share in dead)
+    for one, other in zip(*weights.values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+    assert seen[True] < 0.9 * seen[False]
+
+
 def test_rows_with_and_without_images_are_refused_together(
     seeing: tuple[str, str], tmp_path: Path
 ) -> None:
@@ -143,11 +177,11 @@ def test_rows_with_and_without_images_are_refused_together(
         with pytest.raises(error, match=words):
             trainer.train()
         assert bool(sampled) == (trainer_class is GRPOTrainer)
-    sizes = {"per_device_train_batch_size": 4, "max_steps": 3}
+    sizes = {"per_device_train_batch_size": 4, "max_steps": 2}
     trainer = build_seeing(folder, tmp_path, kind, **sizes)
     trainer.train_dataset = mixed()
     trainer.train()
-    assert trainer.state.global_step == 3
+    assert trainer.state.global_step == 2
 
 
 def mixed() -> Dataset:

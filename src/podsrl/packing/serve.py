@@ -54,6 +54,7 @@ class LogProbs:
         advantages: Tensor | None = None,
         known_BT: Tensor | None = None,
         counts_BT: Tensor | None = None,
+        of_rows: Callable[[Tensor], Callable[..., Any]] | None = None,
         compute_entropy: bool = False,
         **options: Any,
     ) -> Found:
@@ -67,10 +68,13 @@ class LogProbs:
                 log-probs are those of `known_BT`, the policy that sampled, so that a ratio to it is
                 1, or else 0; their entropies are the mean of the others', so that the mean is that
                 of live rows. None: no row is left out.
+            of_rows: of a model that reads more than text, the host's pass of some of the rows, by
+                their numbers; such rows are never packed.
             counts_BT: 1 for completion tokens whose entropies count, where tools wrote others.
             options: `batch_size`, most rows in one pass, None for all.
         """
-        options = {**options, "compute_entropy": compute_entropy}
+        packs = self.packs and of_rows is None
+        options = {**options, "compute_entropy": compute_entropy, "packs": packs}
         mask_BT = attention_mask[:, -num_completion:]
         rows_L = None
         in_several = (options.get("batch_size") or len(input_ids)) < len(input_ids)
@@ -80,7 +84,12 @@ class LogProbs:
         if rows_L is None:
             return self._found(padded, model, input_ids, attention_mask, num_completion, **options)
         log_probs_LT, entropies_LT = self._found(
-            padded, model, input_ids[rows_L], attention_mask[rows_L], num_completion, **options
+            of_rows(rows_L) if of_rows else padded,
+            model,
+            input_ids[rows_L],
+            attention_mask[rows_L],
+            num_completion,
+            **options,
         )
         filler_BT = torch.zeros_like(mask_BT, dtype=log_probs_LT.dtype)
         log_probs_BT = spread(log_probs_LT, rows_L, filler_BT if known_BT is None else known_BT)
@@ -111,9 +120,10 @@ class LogProbs:
         *,
         batch_size: int | None = None,
         compute_entropy: bool,
+        packs: bool,
     ) -> Found:
         rows = (input_ids, attention_mask, num_completion)
-        packed = self._pack_if_cheaper(model, *rows) if self.packs else None
+        packed = self._pack_if_cheaper(model, *rows) if packs else None
         if packed is None:
             options = {"batch_size": batch_size, "compute_entropy": compute_entropy}
             return padded(model, *rows, **options)[:2]

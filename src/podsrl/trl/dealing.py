@@ -44,14 +44,14 @@ def deal(
     and the slowest process then has less to read. Each process has as many rows as before.
 
     whole: as of `deal_by_prompt`.
-    sees: whether the model reads images. Its dead rows are read, so that none need move; that one
-        process's batch has no image must not decide it, as all have to do the same.
+    sees: whether the model reads images, with which rows do not move; that one process's batch has
+        no image must not decide it, as all have to do the same.
     """
     # Images of a row are as many rows of pixels as they have patches: lists by row meanwhile.
     batches = [split_pixel_values_by_grid(batch) for batch in batches]
-    skips_dead = bool(args.skip_dead_rows) and not sees  # such rows are read whole
-    dealt = None
-    if skips_dead and PartialState().num_processes > 1 and rows_may_change_process(args):
+    skips_dead, dealt = bool(args.skip_dead_rows), None
+    may_move = skips_dead and not sees and rows_may_change_process(args)
+    if may_move and PartialState().num_processes > 1:
         dealt = _deal_over_processes(batches)
     if dealt is None:
         dealt = deal_by_prompt(batches, whole=whole, skips_dead=skips_dead)

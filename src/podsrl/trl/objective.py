@@ -19,6 +19,7 @@ from podsrl.trl.batch import TOOL_MASK, GenerationBatch, Rollouts
 from podsrl.trl.behaviours import Behaviours
 from podsrl.trl.dealing import GROUP, REWARDS
 from podsrl.trl.reference import ReferenceRewards
+from podsrl.trl.seen import SEEN
 from podsrl.trl.token_kl import TokenDivergence
 from podsrl.trl.twins import tell_sure_pairs
 
@@ -29,12 +30,6 @@ ACCURACY = "objective_accuracy"
 REFERENCE_HIDDEN = "objective_reference_hidden"
 BEHAVIOUR = "objective_behaviour"
 SEGMENTS = ("segment_pair", "segment_first", "segment_num")  # as branches.py makes them
-
-# Entries of TRL's batch of a model that sees, which its log-probs are of.
-SEEN: tuple[str, ...] = (
-    *("pixel_values", "image_grid_thw", "num_images", "pixel_attention_mask", "spatial_shapes"),
-    *("num_tiles", "image_sizes", "token_type_ids", "mm_token_type_ids", "image_position_ids"),
-)
 
 
 def trained_tokens(inputs: dict[str, Any]) -> Tensor:

@@ -44,6 +44,7 @@ from podsrl.trl.refusals import keyword_arguments, refuse_trainer
 from podsrl.trl.rounds import InRounds
 from podsrl.trl.sample_and_score import Prepared, SampleAndScore, groups_of
 from podsrl.trl.sampling import PromptOnce
+from podsrl.trl.seen import passes_of
 from podsrl.trl.token_kl import TokenDivergence
 from podsrl.trl.vllm import engine_for_all_rollouts
 
@@ -124,13 +125,8 @@ class PODSTrainer(GRPOTrainer):
         self.token_kl = TokenDivergence(self) if objective and objective.needs_token_kl else None
         needs_reference = objective and objective.needs_reference_rewards
         self.reference = ReferenceRewards(self, self.clock) if needs_reference else None
-        self.objective_step = objective and ObjectiveStep(
-            self,
-            objective,
-            reference=self.reference,
-            token_kl=self.token_kl,
-            behaviours=self.behaviours,
-        )
+        own = {name: getattr(self, name) for name in ("reference", "token_kl", "behaviours")}
+        self.objective_step = objective and ObjectiveStep(self, objective, **own)
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
         sampler = super()._get_train_sampler(dataset)
@@ -247,10 +243,13 @@ class PODSTrainer(GRPOTrainer):
         """Of the rows that teach, packed where that serves the model and is cheaper, else TRL's."""
         padded = super()._get_per_token_logps_and_entropies
         options = {"batch_size": batch_size, "compute_entropy": compute_entropy}
-        plain = not compute_aux_loss and all(value is None for value in multimodal.values())
-        if not self.kept_log_probs or not plain:
+        seen = {name: value for name, value in multimodal.items() if value is not None}
+        skips_dead = self.args.skip_dead_rows and self.model.training
+        if not self.kept_log_probs or compute_aux_loss or (seen and not skips_dead):
             return padded(*rows, **options, compute_aux_loss=compute_aux_loss, **multimodal)
-        if self.args.skip_dead_rows and self.model.training:
+        if seen:
+            padded, options["of_rows"] = passes_of(padded, seen)
+        if skips_dead:
             if self.batch is None:
                 options["advantages"] = self._loss_inputs["advantages"]
                 options["known_BT"] = self._loss_inputs.get("old_per_token_logps")
