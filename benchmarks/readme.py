@@ -112,9 +112,18 @@ def lead_sentence(against_grpo_ga: dict[str, Any]) -> str:
     )
 
 
+# Of an arm of benchmarks/objectives: a setting, what the recipe says of it now, what the run did.
+RAN_OTHERWISE = {
+    "qrpo": ("qrpo_ties", "mid", "`qrpo_ties: upper`"),
+    "veripo": ("veripo_policy_beta", 0.0, "`veripo_policy_beta: 0.1`"),
+    "max_abs_advantage": ("advantage_from", "all", "kept statistics, not CPPO's"),
+}
+
+
 def methods_table() -> str:
     """Every method at equal training time, and its paired difference to the baseline."""
     summary = summary_of("objectives")
+    settings = read("objectives/comparison")["arms"]
     lines = (BENCHMARKS / "objectives" / "runs.jsonl").read_text().splitlines()
     starts = [json.loads(line)["curve"]["accuracy"][0] for line in lines]
     rows = [("(at the start)", "", f"{100 * sum(starts) / len(starts):.1f} %", "", "")]
@@ -122,9 +131,10 @@ def methods_table() -> str:
         accuracy = arm["measures"]["accuracy"]
         against = summary["against_baseline"].get(name)
         end = against["differences"]["accuracy"]["end"] if against else None
+        setting, now, told = RAN_OTHERWISE.get(name, ("", None, ""))
         rows.append(
             (
-                name,
+                name if settings[name].get(setting) == now else f"{name} ({told})",
                 f"{arm['seconds_per_step']['value']:.2f}",
                 f"{100 * accuracy['final']['value']:.1f} %",
                 f"{100 * accuracy['peak']['value']:.1f} %",

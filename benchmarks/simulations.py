@@ -22,6 +22,7 @@ tokens, V words, D features, N sampled, M kept, A arms.
 import argparse
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -348,19 +349,29 @@ def best_of(space: Space, surface: Surface) -> float:
     return max(surface.score(pair | rate) for pair in pairs for rate in rates)
 
 
-def tune(num_repeats: int) -> dict[str, Any]:
-    """What each way of searching finds in each space, and the noise that it had to live with."""
+def tune(num_repeats: int, known: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What each way of searching finds in each space, and the noise that it had to live with.
+
+    Given after each of them, with those before. known: what was given earlier, of which rows of as
+    many repeats are not made again.
+    """
     noise = noise_of_our_runs()
-    rows = []
+    made = {(row["space"], row["method"], row["repeats"]): row for row in known.get("searches", ())}
+    rows: list[dict[str, Any]] = []
     for name, space in SPACES.items():
         for method in ("random", "tune", "tune with a plan"):
-            below = [
-                search(space, draw_surface(np.random.default_rng([k])), method, noise["rest"], k)
-                for k in range(num_repeats)
-            ]
-            rows.append({"space": name, "method": method, **found_by(below)})
-            print(json.dumps(rows[-1]), flush=True)
-    return {"noise": noise, "trials": NUM_TRIALS, "searches": rows}
+            row = made.get((name, method, num_repeats))
+            if row is None or known.get("noise") != noise:
+                below = [
+                    search(
+                        space, draw_surface(np.random.default_rng([k])), method, noise["rest"], k
+                    )
+                    for k in range(num_repeats)
+                ]
+                row = {"space": name, "method": method, **found_by(below)}
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+            yield {"noise": noise, "trials": NUM_TRIALS, "searches": rows}
 
 
 def found_by(below: list[dict[str, float]]) -> dict[str, Any]:
@@ -390,7 +401,9 @@ def main() -> None:
     if "fair_baseline" in options.parts.split(","):
         found["fair_baseline"] = [row for setting in SETTINGS for row in compare(*setting)]
     if "tune" in options.parts.split(","):
-        found["tune"] = tune(options.repeats)
+        for tuned in tune(options.repeats, found.get("tune", {})):
+            options.output.write_text(in_lines(found | {"tune": tuned}), encoding="utf-8")
+        found["tune"] = tuned
     options.output.write_text(in_lines(found), encoding="utf-8")
 
 

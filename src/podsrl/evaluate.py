@@ -18,6 +18,7 @@ from podsrl.answering import (
 )
 from podsrl.intervals import mean_interval, pass_at_k, share_interval
 from podsrl.tasks.base import Row, Task
+from podsrl.tasks.questions import with_answers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -91,7 +92,7 @@ def evaluate(
     counts = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     check_options(num_samples=num_samples, temperature=temperature, **counts)
     start = time.perf_counter()
-    rows = task.rows(split, limit)
+    rows = with_answers(task.rows(split, limit), split)
     report = _reporter(progress, len(rows) * (1 + num_samples))
     prompts = encode(model, tokenizer, task, rows, max_new_tokens)
     options: dict[str, Any] = {**counts, "seed": seed, "report": report}

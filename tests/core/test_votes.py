@@ -6,7 +6,14 @@ from collections import Counter
 import pytest
 import torch
 
-from podsrl.core.votes import agreement, consistency, largest_share, majority, numbered
+from podsrl.core.votes import (
+    agreement,
+    consistency,
+    largest_share,
+    majority,
+    majority_rewards,
+    numbered,
+)
 
 
 def test_answers_are_numbered_as_they_come() -> None:
@@ -84,3 +91,52 @@ def test_consistency_by_hand() -> None:
     expected = [1.0, 0.25, 0.25, 0.391541, three, 0.25, 0.25]
     assert consistency(votes).tolist() == pytest.approx(expected, abs=1e-6)
     assert consistency(torch.tensor([[3]])).tolist() == [1.0]  # one rollout agrees with itself
+
+
+NONE = None  # of every rollout of the prompt
+
+
+@pytest.mark.parametrize(
+    ("votes", "gate", "rewards"),
+    [
+        ([0, 0, 1, -1], 0.5, [1, 1, 0, 0]),  # 2 of 4: those without an answer count
+        ([0, 0, 1, -1], 0.75, NONE),
+        ([0, 0, 0, 1], 0.75, [1, 1, 1, 0]),  # at the gate is enough
+        ([0, 0, 1, 1], 0.5, [1, 1, 1, 1]),  # a tie rewards both
+        ([0, 0, 1, 1], 0.0, [1, 1, 1, 1]),
+        ([0, 1, 1, 2], 0.0, [0, 1, 1, 0]),
+        ([0, 1, 2, -1], 0.0, [1, 1, 1, 0]),  # all different: as common as each other
+        ([0, 0, 0, 0], 1.0, [1, 1, 1, 1]),
+        ([0, 0, 0, -1], 1.0, NONE),
+        ([0, 0, 0, 0], 1.5, NONE),  # above 1 nobody ever has a reward
+        ([-1, -1, -1, -1], 0.0, NONE),
+        ([-1, -1, -1, 0], 0.0, [0, 0, 0, 1]),
+    ],
+)
+def test_majority_rewards_by_hand(
+    votes: list[int], gate: float, rewards: list[float] | None
+) -> None:
+    found = majority_rewards(torch.tensor([votes, [0, 0, 0, 0]]), gate=gate)
+    assert found.dtype == torch.float64
+    if rewards is NONE:
+        assert found[0].isnan().all()
+    else:
+        assert found[0].tolist() == rewards
+    assert bool(found[1].isnan().all()) == (gate > 1)  # each prompt by itself
+
+
+def test_a_gate_is_reached_at_every_share_it_names() -> None:
+    for num in (3, 7, 10, 30, 64):
+        for agreeing in range(1, num + 1):
+            votes = torch.tensor([[0] * agreeing + list(range(1, num - agreeing + 1))])
+            assert not majority_rewards(votes, gate=agreeing / num).isnan().any()
+            assert majority_rewards(votes, gate=agreeing / num + 1e-6).isnan().all()
+
+
+def test_the_order_of_rollouts_moves_the_rewards_along() -> None:
+    rng = torch.Generator().manual_seed(2)
+    votes = torch.randint(-1, 3, (200, 6), generator=rng)
+    order = torch.randperm(6, generator=rng)
+    for gate in (0.0, 0.5):
+        one, other = (majority_rewards(each, gate=gate) for each in (votes[:, order], votes))
+        torch.testing.assert_close(one, other[:, order], rtol=0, atol=0, equal_nan=True)

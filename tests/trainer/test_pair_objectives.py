@@ -11,10 +11,11 @@ from peft import LoraConfig
 from torch import Tensor
 from trl.trainer.utils import use_adapter
 
-from helpers.harness import build, logged
+from helpers.harness import build, logged, recorded
 from helpers.tiny import text_of
 from podsrl import PODSConfig, PODSTrainer
 from podsrl.packing.log_probs import unwrap
+from podsrl.trl.objective_checks import places_of_checks
 
 PAIRS = ("dpo", "tdpo1", "tdpo2", "bmc", "rbrm", "veripo")  # sdpo: test_sdpo.py
 VERIPO = {"veripo_policy_steps": 1, "veripo_pair_steps": 1}
@@ -202,6 +203,62 @@ def test_accuracy_is_the_first_reward_over_all_sampled(
     assert torch.equal(batch.extras["accuracy"], expected_P[batch.group_B])
 
 
+def odd(completions: list[Any], **_: Any) -> list[float]:
+    return [float(len(text_of(each)) % 2) for each in completions]
+
+
+def digits(completions: list[Any], **_: Any) -> list[float]:
+    return [float(any(c.isdigit() for c in text_of(each))) for each in completions]
+
+
+def test_pair_steps_choose_by_verdicts_of_all_rollouts(
+    tiny_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In steps of TRL's loss by rewards, in pair steps by all checks; `reward` stays `reward`."""
+    checks: dict[str, Any] = {"veripo_checks": ["digits"], "veripo_max_tokens": 40}
+    options = settings("veripo", rewards=[odd, digits], reward_weights=[1.0, 0.0], **checks)
+    options |= {"temperature": 2.0, "max_completion_length": 48}  # so that some end
+    trainer = build(tiny_folder, tmp_path, **options)
+    seen, recorder = seen_batches(trainer, monkeypatch), recorded(trainer)
+    trainer.train()
+    policy, pairs = recorder.batches
+    assert torch.equal(policy.selection.rewards_PN, policy.selection.rewards_per_func_PNF[..., 0])
+    texts = [text_of(completion) for completion in pairs.completions]
+    right, check = (torch.tensor(each(texts)) for each in (odd, digits))
+    short = torch.tensor(pairs.num_tokens) <= 40
+    passed = (right == 1) & (check == 1) & short
+    assert torch.equal(pairs.selection.rewards_PN.flatten(), passed.float())
+    assert 0 < passed.sum() < 16
+    ((batch, _),) = seen
+    kept_B = passed.float()[pairs.selection.kept_rows_B]  # TRL shuffles them later
+    found = zip(batch.group_B.tolist(), batch.rewards_B.tolist(), strict=True)
+    expected = zip(pairs.selection.group_B.tolist(), kept_B.tolist(), strict=True)
+    assert sorted(found) == sorted(expected)
+    of_pairs = trainer.state.log_history[1]
+    failed = [right == 0, (right == 1) & (check == 0), (right == 1) & (check == 1) & ~short]
+    for name, kind in zip(("odd", "digits", "max_tokens"), failed, strict=True):
+        assert of_pairs[f"veripo/frac_failed_{name}"] == pytest.approx(kind.float().mean().item())
+        assert f"veripo/frac_failed_{name}" not in trainer.state.log_history[0]
+    assert of_pairs["reward"] == pytest.approx(right.mean().item())
+
+
+def test_all_right_and_consistent_is_no_pair(tiny_folder: str, tmp_path: Path) -> None:
+    def one(completions: list[Any], **_: Any) -> list[float]:
+        return [1.0] * len(completions)
+
+    def also(completions: list[Any], **_: Any) -> list[float]:
+        return [1.0] * len(completions)
+
+    for check, num_pairs in ((also, 0), (odd, 4)):
+        options = {"rewards": [one, check], "reward_weights": [1.0, 0.0], "max_steps": 2}
+        own = settings("veripo", veripo_checks=[check.__name__], veripo_drop_solved=0.0, **options)
+        trainer = build(tiny_folder, tmp_path, veripo_policy_beta=0.0, **own, **DESCENT)
+        start = weights(trainer)
+        trainer.train()
+        assert trainer.state.log_history[1]["objective/num_pairs"] == num_pairs
+        assert torch.equal(weights(trainer), start) == (num_pairs == 0)
+
+
 def test_all_rewards_equal_changes_no_weight(tiny_folder: str, tmp_path: Path) -> None:
     def one(completions: list[Any], **_: Any) -> list[float]:
         return [1.0] * len(completions)
@@ -251,6 +308,16 @@ def test_what_the_trainer_cannot_do_is_refused(
         build(tiny_folder, tmp_path, objective=name, **options)
 
 
+def test_a_check_must_be_a_reward_beside_the_first() -> None:
+    chosen = config(objective="veripo", veripo_checks=["variety"])
+    assert places_of_checks(chosen, ["correctness", "format", "variety"]) == [0, 2]
+    assert places_of_checks(config(objective="veripo"), ["correctness"]) == []
+    assert places_of_checks(config(objective="veripo", veripo_max_tokens=4), ["correctness"]) == [0]
+    for names in (["correctness"], ["variety", "correctness"]):
+        with pytest.raises(ValueError, match="veripo_checks names variety, but the rewards are"):
+            places_of_checks(chosen, names)
+
+
 def config(**options: Any) -> PODSConfig:
     return PODSConfig("unused", **{"num_generations": 4, "use_cpu": True, "bf16": False, **options})
 
@@ -283,6 +350,20 @@ def test_options_left_out_are_the_objectives_own() -> None:
         ({"objective": "veripo", "veripo_policy_beta": -1.0}, "veripo_policy_beta is -1.0"),
         ({"objective": "dpo", "veripo_policy_beta": 0.0}, "veripo_policy_beta is 0.0, which has"),
         ({"objective": "veripo", "veripo_drop_solved": 2.0}, "veripo_drop_solved is 2.0: a share"),
+        ({"objective": "dpo", "veripo_checks": ["x"]}, r"veripo_checks is \['x'\], which has no"),
+        ({"objective": "veripo", "veripo_max_tokens": 0}, "veripo_max_tokens is 0: choose at"),
+        (
+            {"objective": "veripo", "veripo_checks": ["x"], "selection_rule": "random"},
+            "need selection_rule='max_variance'",
+        ),
+        (
+            {"objective": "veripo", "veripo_max_tokens": 9, "refill_constant_groups": 1},
+            "need refill_constant_groups=0",
+        ),
+        (
+            {"objective": "veripo", "veripo_checks": ["x"], "num_iterations": 2},
+            "need a batch sampled for each step",
+        ),
         ({"objective": "dpo", "per_device_train_batch_size": 6}, "no multiple of num_generations"),
     ],
 )

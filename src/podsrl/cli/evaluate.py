@@ -104,7 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="an option of the task, such as num_test=512; may be repeated",
     )
-    add_question_flags(parser, "task_arguments")
+    add_question_flags(parser, "task_arguments", "majority_gate")
     return parser
 
 

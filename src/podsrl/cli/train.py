@@ -40,6 +40,8 @@ what is learned
   --answer_column NAME    column of your data with the right answer (default: answer)
   --reward_funcs R ...    rewards instead of the task's: its own by name (correctness), yours as
                           my_reward.py:closeness or my.module:closeness; --reward_weights W ...
+  --majority_gate SHARE, --majority_stop SHARE   of --reward_funcs majority, which needs no answers:
+                          how many must agree, and how many in all end the run (docs/tasks.md)
   --grader G              what is right: math, yours by a name of plugins or my_grader.py:close
   --plugins FILE ...      your files or modules that add rules, estimators, objectives, tasks or
                           graders
@@ -76,7 +78,8 @@ what is minimised
   --rebel_eta, --value_beta, --num_reference_rollouts, --qrpo_ties, --sapg_mu_max, --pair_mode,
   --tdpo_alpha, --bmc_delta, --rbrm_alpha, --sdpo_segment, --sdpo_branches, --sdpo_first_turn,
   --sdpo_num_turns, --veripo_policy_steps, --veripo_pair_steps, --veripo_policy_beta,
-  --veripo_drop_solved    of single objectives: docs/methods.md
+  --veripo_drop_solved, --veripo_checks, --veripo_max_tokens   of single objectives:
+                          docs/methods.md
 
 when it ends, and what is measured and written
   --max_steps STEPS       optimizer steps
@@ -185,7 +188,7 @@ def _train(run: "Run", argv: list[str], stop: Stop) -> int:
 
 def _tell_failure(failed: "TrainingFailed", remedy: str) -> None:
     """The traceback, which a reward function's author needs, and how the run stands."""
-    if not failed.disk_full:
+    if not failed.says_all:
         traceback.print_exception(failed.__cause__)
     print(f"podsrl train: {failed}. {remedy}", file=sys.stderr)
 

@@ -57,7 +57,12 @@ class Selector:
     advantage: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(
-        self, rewards_PNF: Tensor, *, seed: int = 0, lengths_PN: Tensor | None = None
+        self,
+        rewards_PNF: Tensor,
+        *,
+        seed: int = 0,
+        lengths_PN: Tensor | None = None,
+        ranked_PN: Tensor | None = None,
     ) -> "Selection":
         """Choose; the same rewards and seed give the same choice in every process.
 
@@ -65,8 +70,9 @@ class Selector:
             rewards_PNF: of all prompts of all processes, NaN where a function gave none.
             seed: decides ties, and the rule "random".
             lengths_PN: tokens, for the rules in `NEEDS_LENGTHS`.
+            ranked_PN: what the rule ranks, and advantages are of, in place of the one reward.
         """
-        rewards_PN = self.combined(rewards_PNF)
+        rewards_PN = self.combined(rewards_PNF) if ranked_PN is None else ranked_PN
         return Selection(self, rewards_PNF, rewards_PN, self._keep(rewards_PN, seed, lengths_PN))
 
     def combined(self, rewards_PNF: Tensor) -> Tensor:

@@ -56,6 +56,28 @@ def largest_share(votes_PN: Tensor) -> Tensor:
     return agreement(votes_PN).amax(dim=1).double() / votes_PN.shape[1]
 
 
+def majority_rewards(votes_PN: Tensor, *, gate: float) -> Tensor:
+    """1 for rollouts with their prompt's commonest answer and 0 for the others, float64 (P, N).
+
+    NaN for all rollouts of a prompt of which fewer than the share `gate` of all N give that answer,
+    and where nobody has one. The labels of RLP's selective pseudo-preferences (arXiv 2403.19279) as
+    rewards.
+
+    gate: 0 gives every prompt its rewards in which anybody has an answer, above 1 none.
+
+    Edge cases: answers that are equally common are all rewarded, so that no order of the rollouts
+    decides; unanimous rollouts all have 1, and all with different answers, too.
+
+    Example: votes (0, 0, 1, -1) give (1, 1, 0, 0) at a gate of 1/2 and NaN at 3/4; (0, 0, 1, 1)
+    give (1, 1, 1, 1).
+    """
+    agree_PN = agreement(votes_PN)
+    rewards_PN = (agree_PN == agree_PN.amax(dim=1, keepdim=True)).double()
+    share_P = largest_share(votes_PN)
+    has_majority_P = (share_P > 0) & (share_P >= gate)
+    return rewards_PN.masked_fill(~has_majority_P[:, None], torch.nan)
+
+
 def majority(votes_PN: Tensor, weights_PN: Tensor | None = None) -> Tensor:
     """Place of the first rollout with the answer that the most weight is on, int64 (P,).
 

@@ -56,6 +56,20 @@ def score_by_answer(extract: Callable[[str], str | None]) -> Score:
     return score
 
 
+def as_rows(num: int, columns: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of which these are columns; what is no list of `num` values is no column.
+
+    Example: 2 and {"answer": ["7", "8"], "trainer_state": state} give {"answer": "7"} and
+    {"answer": "8"}.
+    """
+    lists = {
+        name: values
+        for name, values in columns.items()
+        if isinstance(values, list) and len(values) == num
+    }
+    return [{name: values[i] for name, values in lists.items()} for i in range(num)]
+
+
 def correctness_reward(score: Score) -> RewardFunction:
     """Return the reward that is the score of each completion, usually 1 or 0.
 
@@ -67,16 +81,7 @@ def correctness_reward(score: Score) -> RewardFunction:
         completions: Sequence[Completion], answer: Sequence[str], **columns: Any
     ) -> list[float | None]:
         texts = [completion_text(completion) for completion in completions]
-        per_row = {
-            name: values
-            for name, values in columns.items()
-            if isinstance(values, list) and len(values) == len(texts)
-        }
-        rows = [
-            {"answer": answer[i], **{name: values[i] for name, values in per_row.items()}}
-            for i in range(len(texts))
-        ]
-        scores = score(texts, rows)
+        scores = score(texts, as_rows(len(texts), {"answer": list(answer), **columns}))
         if columns.get("log_metric") is not None:
             columns["log_metric"](FAILURES, float(scores.count(None)))
         return scores

@@ -13,6 +13,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from podsrl.runs.checkpoints import fault, newest_whole, write_manifest
 from podsrl.runs.clock import TrainingClock
+from podsrl.runs.unanimous import NothingToLearn
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 WORDS_OF_FULL = ("No space left", "os error 28", "Disk quota exceeded")
@@ -21,12 +22,12 @@ WORDS_OF_FULL = ("No space left", "os error 28", "Disk quota exceeded")
 class TrainingFailed(Exception):
     """A run that an error has ended; the text says where, and what is kept of it.
 
-    disk_full: whether that says all, so that nobody needs to see a traceback.
+    says_all: whether nobody needs to see a traceback.
     """
 
-    def __init__(self, text: str, *, disk_full: bool) -> None:
+    def __init__(self, text: str, *, says_all: bool) -> None:
         super().__init__(text)
-        self.disk_full = disk_full
+        self.says_all = says_all
 
 
 class NothingToTrain(Exception):
@@ -148,7 +149,7 @@ def failure(error: BaseException, boundary: StepBoundary, folder: Path) -> Train
     because = "" if not_saved is None else f"; no checkpoint of it: {not_saved}"
     return TrainingFailed(
         f"{where} failed: {what}; step {boundary.step} was finished{because}; {kept}",
-        disk_full=disk_full,
+        says_all=disk_full or isinstance(error, NothingToLearn),
     )
 
 

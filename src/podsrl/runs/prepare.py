@@ -27,8 +27,9 @@ from podsrl.runs.folder import RUN_FILES, read_json, settings_of
 from podsrl.runs.settings import EVALUATE_EVERY, RunArguments, check_clock
 from podsrl.runs.turns import fit_to_turns
 from podsrl.tasks import Task
-from podsrl.tasks.questions import as_rewarded, named_task, try_held_out
+from podsrl.tasks.questions import as_rewarded, named_task, try_held_out, with_answers
 from podsrl.trl.config import PODSConfig
+from podsrl.trl.reward_checks import check_rewards
 
 NEW_RUN = "name the run's folder with --output_dir, or leave --resume out to start anew"
 
@@ -116,9 +117,9 @@ def fit_to_task(config: PODSConfig, task: Task, num_questions: int) -> None:
             f"reward_weights has {len(config.reward_weights)} numbers, but {task.name} has "
             f"{len(names)} rewards ({', '.join(names)}): give one for each"
         )
-    if config.early_stop and config.reward_bounds is None:
-        config.reward_bounds = list(task.bounds(config.reward_weights))
-    if config.sampling_rounds and config.reward_bounds is None and task.has_bounds():
+    check_rewards(config, task.reward_funcs)
+    needs_bounds = config.early_stop or (config.sampling_rounds and task.has_bounds())
+    if needs_bounds and config.reward_bounds is None:
         config.reward_bounds = list(task.bounds(config.reward_weights))
     assert config.generation_batch_size is not None
     num_prompts = config.generation_batch_size // config.num_generations
@@ -154,7 +155,7 @@ def load_questions(arguments: RunArguments, seed: int) -> tuple[Task, list[dict[
     rows = plain.rows("train", arguments.train_limit)
     task = as_rewarded(plain, arguments, rows)
     if arguments.evaluate_limit:
-        held_out = plain.rows("test", arguments.evaluate_limit)
+        held_out = with_answers(plain.rows("test", arguments.evaluate_limit), "test")
         if held_out[0].keys() != rows[0].keys():
             try_held_out(plain, arguments, held_out)
     return task, rows

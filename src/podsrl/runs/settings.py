@@ -13,7 +13,9 @@ from podsrl.models import DEFAULT_MODEL
 from podsrl.plugins import load_plugins
 from podsrl.runs.checks import check_names, check_values
 from podsrl.runs.rollout_log import DEFAULT_LIMIT_MIB, MODES
+from podsrl.runs.unanimous import DEFAULT_STOP, WINDOW
 from podsrl.runs.words import check_words
+from podsrl.tasks.majority import MAJORITY
 from podsrl.tasks.prompts import LONG_PROMPTS
 from podsrl.tasks.questions import QuestionArguments
 from podsrl.trl.config import PODSConfig
@@ -90,6 +92,14 @@ class RunArguments(ClockArguments, QuestionArguments):
             f"(up to {DEFAULT_LIMIT_MIB:g} MiB a run), true (without limit), false."
         },
     )
+    majority_stop: float | None = field(
+        default=None,
+        metadata={
+            "help": "Reward majority: end the run when of so large a share of the prompts all "
+            f"rollouts give one answer, in the mean of {WINDOW} logged steps; above 1: never. "
+            f"Default: {DEFAULT_STOP}."
+        },
+    )
     long_prompts: str = field(
         default="refuse",
         metadata={
@@ -127,6 +137,16 @@ class RunArguments(ClockArguments, QuestionArguments):
         if self.long_prompts not in LONG_PROMPTS:
             raise ValueError(
                 f"long_prompts is {self.long_prompts!r}: choose from {', '.join(LONG_PROMPTS)}"
+            )
+        for name in ("majority_gate", "majority_stop"):
+            if getattr(self, name) is not None and MAJORITY not in (self.reward_funcs or ()):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, but reward_funcs is {self.reward_funcs}: "
+                    f"name {MAJORITY} there, or leave {name} out"
+                )
+        if self.majority_stop is not None and not self.majority_stop > 0:
+            raise ValueError(
+                f"majority_stop is {self.majority_stop}: a share above 0, or above 1 for never"
             )
         if self.evaluate_limit < 0:
             raise ValueError(f"evaluate_limit is {self.evaluate_limit}: it must be 0 or more")

@@ -45,6 +45,8 @@ from podsrl.runs.rollout_log import FILE_NAME, attach_log
 from podsrl.runs.saving import save_trained, trained_model
 from podsrl.runs.stop import Stop
 from podsrl.runs.turns import experimental_environments
+from podsrl.runs.unanimous import DEFAULT_STOP, StopUnanimous
+from podsrl.tasks.majority import MAJORITY
 from podsrl.tasks.prompts import fit_prompts
 from podsrl.tasks.questions import prompts_of
 from podsrl.tasks.turns import tools_of
@@ -266,6 +268,8 @@ def _build_trainer(
     callbacks += [StopAndSave(stop), MetricsFile(run.folder), StopBeforeStep(boundary)]
     if PartialState().is_main_process:
         callbacks.append(StepProgress(run.console, clock))
+    if MAJORITY in run.task.reward_funcs:
+        callbacks.append(StopUnanimous(run.arguments.majority_stop or DEFAULT_STOP))
     for callback in callbacks:
         trainer.add_callback(callback)
     return trainer, boundary

@@ -160,7 +160,7 @@ def rewards_of(score: Score, *, tags: bool) -> dict[str, RewardFunction]:
     return dict(zip(("correctness", "format", "tag_count"), functions, strict=True))
 
 
-def make_row(question: str, answer: str, *, tags: bool, **columns: Any) -> Row:
+def make_row(question: str, answer: str | None, *, tags: bool, **columns: Any) -> Row:
     """Return a row that asks the question, after the format's system message with tags."""
     system = [{"role": "system", "content": TAGS_PROMPT}] if tags else []
     prompt = [*system, {"role": "user", "content": question}]

@@ -22,18 +22,21 @@ def record_row(
     tags: bool,
     prompt_template: str | None = None,
     answer_column: str = "answer",
+    needs_answer: bool = True,
 ) -> Row:
     """Return the row of a record: `prompt`, `answer`, and all columns not in `NO_COLUMNS`.
 
     The prompt is the template filled with the record's columns, without one the record's `prompt`
     or `question`, after the system message of `tags`. A `prompt` of chat messages is used as it is.
+    The answer may be missing, and is None then, where `needs_answer` is false.
 
     Raises: ValueError naming the record's place and what is wrong with it.
 
     Example: {"question": "1 + 1?", "answer": 2, "level": 5} gives the columns prompt, answer "2"
     and level.
     """
-    answer = answer_field(record, answer_column)
+    is_known = needs_answer or record.get(answer_column) is not None
+    answer = answer_field(record, answer_column) if is_known else None
     columns = {name: value for name, value in record.items() if name not in NO_COLUMNS}
     if prompt_template is not None:
         question = fill_template(prompt_template, record, record.place)

@@ -26,6 +26,7 @@ def dataset(
     test_split_size: float | None = None,
     prompt_template: str | None = None,
     answer_column: str = "answer",
+    needs_answers: bool = True,
     answer_format: str = "tags",
     max_new_tokens: int = 512,
 ) -> Task:
@@ -37,7 +38,8 @@ def dataset(
     or a mixture, that share of what there is to train on, by default a tenth, chosen by a hash of
     the question: so the same ones whatever the order, the seed and the other records are.
 
-    Records are as those of `jsonl`. None of the train rows asks what a held-out row asks.
+    Records are as those of `jsonl`, and so is `needs_answers`. None of the train rows asks what a
+    held-out row asks.
 
     Raises: ValueError where the settings contradict each other, before anything is read.
 
@@ -77,6 +79,7 @@ def dataset(
                 tags=answer_format == "tags",
                 prompt_template=prompt_template,
                 answer_column=answer_column,
+                needs_answer=needs_answers,
             )
             for record in records(split)
         ]

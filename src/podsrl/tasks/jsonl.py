@@ -18,11 +18,13 @@ def jsonl(
     max_new_tokens: int = 512,
     prompt_template: str | None = None,
     answer_column: str = "answer",
+    needs_answers: bool = True,
 ) -> Task:
     """Return the task `jsonl:<path>`: records with `prompt` or `question`, and `answer`.
 
     What is asked is `prompt_template` filled with a record's columns where one is given, and the
-    answer stands in `answer_column`.
+    answer stands in `answer_column`. With `needs_answers=False` records may lack it, as rewards
+    without labels need none; evaluating them is then refused.
 
     `path` is a file, or a folder with train and test files (see `sources.local_records` for how
     one file is divided). `prompt` may be a list of chat messages, which is then used as it is. All
@@ -43,6 +45,7 @@ def jsonl(
             tags=answer_format == "tags",
             prompt_template=prompt_template,
             answer_column=answer_column,
+            needs_answer=needs_answers,
         )
 
     def rows(split: str) -> list[Row]:

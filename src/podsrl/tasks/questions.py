@@ -8,6 +8,7 @@ from typing import Any
 from podsrl.plugins import load_plugins
 from podsrl.tasks import Task, load_task
 from podsrl.tasks.base import Row
+from podsrl.tasks.majority import DEFAULT_GATE, MAJORITY
 from podsrl.tasks.mixture import from_text
 from podsrl.tasks.rewarded import with_grader, with_rewards
 
@@ -109,8 +110,15 @@ class QuestionArguments:
     reward_funcs: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Rewards instead of the task's: its own by name, and functions of yours as "
-            "FILE.py:FUNCTION or MODULE:FUNCTION."
+            "help": "Rewards instead of the task's: its own by name, majority, and functions of "
+            "yours as FILE.py:FUNCTION or MODULE:FUNCTION."
+        },
+    )
+    majority_gate: float | None = field(
+        default=None,
+        metadata={
+            "help": "Reward majority: the least share of a prompt's rollouts that must agree for "
+            f"the prompt to have a reward, 0 to 1. Default: {DEFAULT_GATE}."
         },
     )
     plugins: list[str] | None = field(
@@ -124,6 +132,8 @@ class QuestionArguments:
     def __post_init__(self) -> None:
         self.datasets, self.test_datasets = map(from_text, (self.datasets, self.test_datasets))
         self._check_data()
+        if self.majority_gate is not None and not 0 <= self.majority_gate <= 1:
+            raise ValueError(f"majority_gate is {self.majority_gate}: a share, choose 0 to 1")
         if isinstance(self.task_arguments, str):
             self.task_arguments = _json("task_arguments", self.task_arguments)
         if not isinstance(self.task_arguments, dict | None):
@@ -152,6 +162,8 @@ class QuestionArguments:
 def named_task(arguments: QuestionArguments, *, seed: int) -> Task:
     """Return the task that the settings name, its questions put as they say.
 
+    Records of one's own may lack answers where `majority` is a reward and `correctness` is none.
+
     Raises: ValueError as `load_task` does, and for an option that is given twice.
 
     Example: `named_task(QuestionArguments(system_prompt="Be brief."), seed=0)`.
@@ -172,6 +184,9 @@ def named_task(arguments: QuestionArguments, *, seed: int) -> Task:
             )
         options[name] = value
     assert arguments.task is not None  # filled in
+    named = arguments.reward_funcs or ()
+    if is_own_data(arguments.task) and MAJORITY in named and "correctness" not in named:
+        options.setdefault("needs_answers", False)
     return load_task(arguments.task, data=arguments.data, seed=seed, **options)
 
 
@@ -181,7 +196,8 @@ def as_rewarded(task: Task, arguments: QuestionArguments, rows: Sequence[Row]) -
     Raises: ValueError as `with_grader` and `with_rewards` do.
     """
     graded = with_grader(task, arguments.grader, rows[0])
-    return with_rewards(graded, arguments.reward_funcs, rows)
+    gate = DEFAULT_GATE if arguments.majority_gate is None else arguments.majority_gate
+    return with_rewards(graded, arguments.reward_funcs, rows, majority_gate=gate)
 
 
 def try_held_out(task: Task, arguments: QuestionArguments, rows: Sequence[Row]) -> None:
@@ -193,6 +209,18 @@ def try_held_out(task: Task, arguments: QuestionArguments, rows: Sequence[Row]) 
         as_rewarded(task, arguments, rows)
     except ValueError as error:
         raise ValueError(f"on held-out questions: {error}") from error
+
+
+def with_answers(rows: list[Row], split: str) -> list[Row]:
+    """Return the rows; ValueError where a question of an evaluation has no right answer."""
+    without = [number for number, row in enumerate(rows, 1) if row.get("answer", "") is None]
+    if without:
+        raise ValueError(
+            f"question {without[0]} of the {split} split has no answer, nor have {len(without)} of "
+            f"{len(rows)}: hold out questions with answers (test_datasets), or set evaluate_limit "
+            "to 0"
+        )
+    return rows
 
 
 def is_own_data(task: str) -> bool:

@@ -122,6 +122,13 @@ class PODSConfig(GRPOConfig):
         "objective='veripo': weight of the KL term in the steps of TRL's loss; 0 for plain "
         "grpo there. Default: beta."
     )
+    veripo_checks: list[str] | None = field(
+        default=None,
+        metadata={"help": "objective='veripo': rewards that are 1/2 or more where pairs choose."},
+    )
+    veripo_max_tokens: int | None = of_objective(
+        "objective='veripo': most tokens of a chosen rollout of pair steps. Default: any number."
+    )
 
     # What is minimised on the kept rollouts.
     objective: str = field(
@@ -268,16 +275,11 @@ class PODSConfig(GRPOConfig):
     def objective_options(self) -> dict[str, Any]:
         """The keyword arguments of the objective's function."""
         objective = self.get_objective()
-        if objective is None:
-            return {}
-        of_the_trainer = (*(objective.schedule or ()), objective.policy_beta)
-        names = [name for name in objective.options if name not in of_the_trainer]
+        names = [] if objective is None else objective.of_function()
         return {name: getattr(self, name) for name in names}
 
     def is_policy_stage(self, step: int) -> bool:
         """Whether the objective's schedule, if it has one, gives this step to TRL's own loss."""
-        objective = self.get_objective()
-        if objective is None or objective.schedule is None:
-            return False
-        num_policy, num_own = (getattr(self, name) for name in objective.schedule)
-        return step % (num_policy + num_own) < num_policy
+        schedule = getattr(self.get_objective(), "schedule", None) or ()
+        lengths = [getattr(self, name) for name in schedule]
+        return bool(lengths) and step % sum(lengths) < lengths[0]

@@ -15,9 +15,11 @@ from trl import GRPOTrainer
 from podsrl.core.objectives import KeptBatch, Objective
 from podsrl.core.objectives.pairs import MEANS_OVER_PAIRS, NUM_PAIRS
 from podsrl.core.objectives.ratio import MU_EFFECTIVE, NUM_TOKENS
+from podsrl.core.verdicts import failed_check, verdicts
 from podsrl.trl.batch import TOOL_MASK, GenerationBatch, Rollouts
 from podsrl.trl.behaviours import Behaviours
 from podsrl.trl.dealing import GROUP, REWARDS
+from podsrl.trl.objective_checks import places_of_checks
 from podsrl.trl.reference import ReferenceRewards
 from podsrl.trl.seen import SEEN
 from podsrl.trl.token_kl import TokenDivergence
@@ -73,6 +75,7 @@ class ObjectiveStep:
         self.host, self.objective = host, objective
         self.reference, self.token_kl, self.behaviours = reference, token_kl, behaviours
         self.needs_whole_groups = objective.needs_whole_groups
+        self.checks = places_of_checks(host.args, host.reward_func_names)
         self.knows_its_twin = host.args.objective != "rbrm"  # a twin of dpo on some rewards
 
     def is_on(self) -> bool:
@@ -109,6 +112,29 @@ class ObjectiveStep:
         if self.token_kl is not None:
             statistics[REFERENCE_HIDDEN] = self.token_kl.pop_hidden()
         return statistics
+
+    def verdicts(
+        self, batch: GenerationBatch, rewards_PNF: Tensor, lengths_PN: Tensor | None
+    ) -> Tensor | None:
+        """What rollouts are chosen and paired by in place of their rewards; None where by these.
+
+        The batch's `reward` stays that of the policy; which check rejected rollouts failed is told.
+        """
+        if not self.checks or not self.is_on():
+            return None
+        names, checks = [*self.host.reward_func_names], self.checks
+        checked_PNF, most = rewards_PNF, self.host.args.veripo_max_tokens
+        if lengths_PN is not None and most is not None:
+            is_short_PN = (lengths_PN <= most).to(rewards_PNF)
+            checked_PNF = torch.cat([rewards_PNF, is_short_PN[..., None]], dim=-1)
+            names, checks = [*names, "max_tokens"], [*checks, len(names)]
+        batch.first_rewards_PNF = rewards_PNF
+        failed_PN = failed_check(checked_PNF, checks)
+        batch.metrics |= {
+            f"veripo/frac_failed_{names[place]}": (failed_PN == i).double().mean()
+            for i, place in enumerate(checks)
+        }
+        return verdicts(checked_PNF, checks)
 
     def loss(self, model: Any, inputs: dict[str, Any], trl_loss: Callable[..., Tensor]) -> Tensor:
         """The objective of one micro-batch; its metrics go to the host's.

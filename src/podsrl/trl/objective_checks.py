@@ -1,5 +1,6 @@
 """What the fields of an objective rule out; the other fields of PODSConfig stand in checks.py."""
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,7 @@ def check_objective(config: "PODSConfig") -> None:
     _check_pairs(config)
     _check_at_least(config, "sapg_mu_max", 1)
     _check_segments(config)
+    _check_verdicts(config)
     if config.qrpo_ties not in (None, *TIES):
         raise ValueError(f"qrpo_ties is {config.qrpo_ties!r}; choose one of {', '.join(TIES)}.")
     objective = config.get_objective()
@@ -141,6 +143,50 @@ def _check_segments(config: "PODSConfig") -> None:
                 f"{name} is {getattr(config, name)!r}, but sdpo_segment='value_drop' needs "
                 f"{name}={value!r}, {reason}: leave {name} out, or set sdpo_segment='fixed'."
             )
+
+
+def _check_verdicts(config: "PODSConfig") -> None:
+    """What choosing by verdicts cannot be beside, as what it chooses is decided by rewards."""
+    _check_at_least(config, "veripo_max_tokens", 1)
+    if config.veripo_checks is None and config.veripo_max_tokens is None:
+        return
+    needs = {
+        "selection_rule='max_variance', which keeps rollouts that pass and others": (
+            config.selection_rule == "max_variance"
+        ),
+        "early_stop=False, which stops by the rewards": not config.early_stop,
+        "sampling_rounds=0, which stop by the rewards": not config.sampling_rounds,
+        "refill_constant_groups=0, which replaces prompts of equal rewards, though all right ones "
+        "may differ in a check": not config.refill_constant_groups,
+        "a batch sampled for each step (num_iterations=1, steps_per_generation="
+        f"{config.gradient_accumulation_steps}), as the two stages choose otherwise": (
+            config.num_iterations == 1
+            and config.steps_per_generation == config.gradient_accumulation_steps
+        ),
+    }
+    for need, is_met in needs.items():
+        if not is_met:
+            raise ValueError(
+                f"veripo_checks and veripo_max_tokens need {need}. Change it, or leave them out."
+            )
+
+
+def places_of_checks(config: "PODSConfig", names: Sequence[str]) -> list[int]:
+    """The places of the checks among the reward functions of these names, the first one's first.
+
+    Empty where pairs are made by rewards.
+
+    Raises `ValueError` for a check that is none of them, or the first, which is asked anyway.
+    """
+    if config.veripo_checks is None and config.veripo_max_tokens is None:
+        return []
+    for name in config.veripo_checks or ():
+        if name not in names[1:]:
+            raise ValueError(
+                f"veripo_checks names {name}, but the rewards are {', '.join(names)}, of which the "
+                "first says what is right: name it in reward_funcs, with weight 0, behind that one"
+            )
+    return [0, *(names.index(name) for name in config.veripo_checks or ())]
 
 
 def _check_at_least(config: "PODSConfig", name: str, least: int) -> None:

@@ -15,6 +15,7 @@ from trl.trainer.utils import is_async_callable
 
 from podsrl.packing.log_probs import unwrap
 from podsrl.trl.config import PODSConfig
+from podsrl.trl.reward_checks import refuse_group_rewards
 from podsrl.trl.sampling import settings_or_why_generate
 from podsrl.trl.twins import tell_twin
 
@@ -99,6 +100,7 @@ def refuse_trainer(host: GRPOTrainer) -> None:
     if host.args.behaviours:
         _refuse_behaviours_generate(host)
     _refuse_objective(host)
+    refuse_group_rewards(host)
     tell_twin(host)
     if host.accelerator.num_processes > MANY_PROCESSES and host.accelerator.is_main_process:
         _warn_of_exchange(host.args, host.accelerator.num_processes)

@@ -185,7 +185,7 @@ class PODSTrainer(GRPOTrainer):
         if self.refilling:
             rollouts = self.refilling(batch, rollouts, seed=self._selection_seed())
         self.clock.begin("selection")
-        selection = self._select(rollouts)
+        selection = self._select(batch, rollouts)
         if self.branching:
             rollouts, selection = self.branching(batch, rollouts, selection)
             self.clock.begin("selection")
@@ -194,17 +194,18 @@ class PODSTrainer(GRPOTrainer):
         self.clock.begin(None)
         return kept
 
-    def _select(self, rollouts: Rollouts) -> Selection:
+    def _select(self, batch: GenerationBatch, rollouts: Rollouts) -> Selection:
         """Choose from the rewards of all processes; every process computes the same choice."""
-        n, lengths_PN = self.args.num_rollouts, None
-        if self.args.selection_rule in NEEDS_LENGTHS:
+        n, lengths_PN, ranked_PN = self.args.num_rollouts, None, None
+        rewards_PNF = rollouts.rewards_per_func.unflatten(0, (-1, n))
+        if self.args.selection_rule in NEEDS_LENGTHS or self.args.veripo_max_tokens is not None:
             device = self.accelerator.device
             lengths_PN = gather(torch.tensor(rollouts.lengths, device=device)).unflatten(0, (-1, n))
-        return replace(self.selector, num_kept=self.num_generations)(
-            rollouts.rewards_per_func.unflatten(0, (-1, n)),
-            seed=self._selection_seed(),
-            lengths_PN=lengths_PN,
-        )
+        if self.objective_step:
+            ranked_PN = self.objective_step.verdicts(batch, rewards_PNF, lengths_PN)
+        choose = replace(self.selector, num_kept=self.num_generations)
+        seed = self._selection_seed()
+        return choose(rewards_PNF, seed=seed, lengths_PN=lengths_PN, ranked_PN=ranked_PN)
 
     def _selection_seed(self) -> int:
         """One seed per generation batch, the same on all processes and after a resume."""

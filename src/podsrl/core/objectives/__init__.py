@@ -46,6 +46,9 @@ class Objective:
             the first's number of steps, `function` for the second's, and again.
         policy_beta: name of an option, which `function` does not receive either: the weight of the
             KL term in TRL's steps of a schedule. Where it is left at None, `beta`.
+        verdicts: names of two options, which `function` does not receive either: the reward
+            functions that are checks of a rollout, and the most tokens that pass. Where they are
+            set, rollouts are chosen, and pairs made, by what passes all (`podsrl.core.verdicts`).
     """
 
     function: Callable[..., tuple[Tensor, dict[str, Tensor]]]
@@ -61,6 +64,12 @@ class Objective:
     is_zero_without_advantage: bool = False
     schedule: tuple[str, str] | None = None
     policy_beta: str | None = None
+    verdicts: tuple[str, str] | None = None
+
+    def of_function(self) -> list[str]:
+        """The names of the options that `function` receives."""
+        others = (*(self.schedule or ()), *(self.verdicts or ()), self.policy_beta)
+        return [name for name in self.options if name not in others]
 
 
 PAIRS: dict[str, float | str | None] = {"beta": 0.1, "pair_mode": "extremes"}
@@ -112,11 +121,14 @@ OBJECTIVES: dict[str, Objective] = {
             "veripo_policy_steps": 8,
             "veripo_pair_steps": 2,
             "veripo_policy_beta": None,
+            "veripo_checks": None,
+            "veripo_max_tokens": None,
         },
         needs_whole_groups=True,
         needs_advantages=True,
         needs_accuracy=True,
         schedule=("veripo_policy_steps", "veripo_pair_steps"),
         policy_beta="veripo_policy_beta",
+        verdicts=("veripo_checks", "veripo_max_tokens"),
     ),
 }
