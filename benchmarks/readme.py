@@ -208,6 +208,31 @@ def selection_table() -> str:
     return table(("groups x n", "podsrl", "times a loop over groups", "times a plain sort"), rows)
 
 
+def tune_table() -> str:
+    """What searches of 24 trials find on simulated surfaces, space by space."""
+    rows = []
+    for row in read("simulations")["tune"]["searches"]:
+        shares = [
+            "{:.0f} % ({:.0f} to {:.0f})".format(*(100 * x for x in row[key]))
+            for key in (
+                "recommended_within_half_a_point",
+                "confirmed_within_half_a_point",
+                "tried_within_half_a_point",
+            )
+        ]
+        below = "{:.1f} ({:.1f} to {:.1f})".format(*row["confirmed_points_below"])
+        rows.append((row["space"], row["method"], f"{row['repeats']}", *shares, below))
+    head = (
+        "chosen",
+        "search",
+        "repeats",
+        "recommended",
+        "after the confirmation",
+        "among all tried",
+    )
+    return table((*head, "points below the best, confirmed"), rows)
+
+
 def faults_table() -> str:
     """Attempts and failures, row by row, today and before the mends."""
     found = read("faults")
@@ -238,6 +263,7 @@ TABLES = {
         "selection": selection_table,
     },
     "docs/methods.md": {"methods": methods_table},
+    "docs/tune.md": {"tune": tune_table},
     "docs/reliability.md": {"faults": faults_table},
 }
 
