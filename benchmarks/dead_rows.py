@@ -56,6 +56,7 @@ def seconds_of_updates(skips: bool, sizes: argparse.Namespace) -> list[float]:
         reward_funcs=[Reward()],
         args=PODSConfig(
             mkdtemp(),
+            write_run=False,
             num_rollouts=WIDE,
             num_generations=KEPT,
             per_device_train_batch_size=PROMPTS * KEPT,

@@ -349,6 +349,7 @@ def train_steps(name: str, sizes: dict[str, Any], place: Place, *, arm: dict[str
             report_to=[],
             save_strategy="no",
             disable_tqdm=True,
+            **({"write_run": False} if pods else {}),
             **options,
         )
         words = make_prompt(sizes, NUM_WORDS)

@@ -31,6 +31,7 @@ def peak_gib(num_rollouts: int) -> float:
     task = load_task("arithmetic")
     config = PODSConfig(
         mkdtemp(),
+        write_run=False,
         num_rollouts=num_rollouts,
         num_generations=KEPT,
         fast_sampling=True,

@@ -99,6 +99,7 @@ def run_arm(
         report_to=[],
         save_strategy="no",
         disable_tqdm=True,
+        **({"write_run": False} if pods else {}),
         **options,
     )
     trainer = (PODSTrainer if pods else GRPOTrainer)(

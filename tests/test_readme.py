@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from podsrl.cli import main
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SCRIPTS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -24,8 +26,33 @@ def test_the_script_runs_as_printed(tmp_path: Path) -> None:
         [sys.executable, "-c", SCRIPTS[0]], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("pods/kept_reward_variance") >= 1
-    assert "'train_runtime'" in done.stdout
+    assert done.stdout.count("kept variance") == 2
+    assert (tmp_path / "runs" / "quickstart" / "result.json").is_file()
+
+
+def test_the_script_shows_rewards_and_ends_in_a_page(
+    tiny_folder: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Script and command as printed, with a tiny model in the packaged one's place."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("podsrl.models.resolve_model", lambda name: tiny_folder)
+    exec(SCRIPTS[0], {})
+    told = capsys.readouterr().out
+    assert "16 rollouts for each of 2 prompts a step, 4 kept by max_variance: 8 rows" in told
+    for step in (1, 2):
+        assert re.search(
+            rf"^step {step}/2  reward \d\.\d{{3}}  kept variance \d\.\d{{3}}  dead groups \d+ %  ",
+            told,
+            re.M,
+        )
+    (command,) = re.findall(r"^podsrl (view runs/quickstart) ", README, re.M)
+    assert main(command.split()) == 0
+    assert "runs/quickstart/view.html" in capsys.readouterr().out
+    page = (tmp_path / "runs" / "quickstart" / "view.html").read_text(encoding="utf-8")
+    assert "What is" in page and page.startswith("<!")
 
 
 def test_the_rule_on_six_rewards() -> None:

@@ -62,7 +62,7 @@ def arguments(trainer_class: type[GRPOTrainer], output: Path, **options: Any) ->
         **options,
     }
     if config_class is PODSConfig:
-        settings = {"num_rollouts": 8, **settings}
+        settings = {"num_rollouts": 8, "write_run": False, **settings}
     return config_class(**settings)
 
 

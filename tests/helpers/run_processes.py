@@ -147,11 +147,22 @@ def train_by_clock(folder: str, output: str) -> dict[str, Any]:
     }
 
 
+def train_recorded(folder: str, output: str) -> dict[str, Any]:
+    """Two steps into a folder that holds a run: both processes go to the next."""
+    taken = Path(output, "recorded")
+    taken.mkdir(exist_ok=True)
+    (taken / "config.json").write_text("{}")
+    trainer = build(folder, taken, write_run=True, max_steps=2, save_strategy="steps")
+    trainer.train()
+    return {"output_dir": trainer.args.output_dir}
+
+
 def main(folder: str, output: str, *cases: str) -> None:
     records = {case: train(folder, output, *map(int, case.split(":"))) for case in cases}
     records["pooled"] = train_pooled(folder, output)
     records["pairs"] = train_on_pairs(folder, output)
     records["clock"] = train_by_clock(folder, output)
+    records["recorded"] = train_recorded(folder, output)
     rank = records[cases[0]]["rank"]
     Path(output, f"records-{rank}.json").write_text(json.dumps(records))
 

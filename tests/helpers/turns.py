@@ -21,27 +21,28 @@ CHAT_TEMPLATE = (
     "{% if message['role'] == 'tool' %}{{ message['name'] }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}a {% endif %}"
 )
-# A letter of a to k calls the tool with what follows, up to the next digit or the end.
-RESPONSE_TEMPLATE = {
-    "defaults": {"role": "assistant"},
-    "start_anchor": "a ",
-    "fields": {
-        "tool_calls": {
-            "open_pattern": "[a-k]",
-            "close_pattern": "[0-9]",
-            "content": "text",
-            "repeats": True,
-            "transform": {
-                "type": "function",
-                "function": {"name": "look", "arguments": {"text": "{content}"}},
+
+
+def response_template(tool: str, argument: str) -> dict[str, Any]:
+    """A letter of a to k calls the tool with what follows, up to the next digit or the end."""
+    call = {"name": tool, "arguments": {argument: "{content}"}}
+    return {
+        "defaults": {"role": "assistant"},
+        "start_anchor": "a ",
+        "fields": {
+            "tool_calls": {
+                "open_pattern": "[a-k]",
+                "close_pattern": "[0-9]",
+                "content": "text",
+                "repeats": True,
+                "transform": {"type": "function", "function": call},
             },
+            "content": {"close_pattern": "<eos>", "content": "text"},
         },
-        "content": {"close_pattern": "<eos>", "content": "text"},
-    },
-}
+    }
 
 
-def save_caller(folder: Path, **changes: Any) -> str:
+def save_caller(folder: Path, *, tool: str = "look", argument: str = "text", **changes: Any) -> str:
     """Write a tiny model that calls a tool in most rollouts, and ends a turn often."""
     model = make_model(max_position_embeddings=512, **changes)
     # Half of the tokens end a turn: several turns then fit into a few dozen tokens.
@@ -49,7 +50,7 @@ def save_caller(folder: Path, **changes: Any) -> str:
     model.save_pretrained(folder)
     tokenizer = make_tokenizer()
     tokenizer.chat_template = CHAT_TEMPLATE
-    tokenizer.response_template = RESPONSE_TEMPLATE
+    tokenizer.response_template = response_template(tool, argument)
     tokenizer.save_pretrained(folder)
     return str(folder)
 

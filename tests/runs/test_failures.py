@@ -300,7 +300,7 @@ def test_an_evaluation_whose_row_is_written_is_not_repeated(
     """Killed between the row of the last evaluation and the result."""
     more = {"evaluate_every_seconds": 0.01, "save_strategy": "steps", "save_steps": 1}
 
-    def killed(*_: Any) -> None:
+    def killed(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

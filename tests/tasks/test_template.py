@@ -11,6 +11,9 @@ from podsrl.tasks.base import TAGS_PROMPT
 from podsrl.tasks.questions import QuestionArguments, named_task
 from podsrl.tasks.template import fill_template, template_columns, with_system_prompt
 
+# Of "0?" to "99?" those whose SHA-256, as JSON text, is in the lowest tenth.
+NOT_LEARNED = ["24", "28", "30", "33", "34", "63", "99"]
+
 
 def messages(*contents: str) -> list[dict[str, str]]:
     """A user's message, after a system message where there are two."""
@@ -105,19 +108,34 @@ def test_a_template_that_tells_the_answer_is_warned_of(tmp_path: Path) -> None:
         load_task("arithmetic", prompt_template="{answer}")
 
 
-def test_records_without_a_question_are_divided_by_what_the_template_asks(tmp_path: Path) -> None:
-    """A file of 400: the division is by the question, and the same for each template over it."""
-    records = [{"a": i, "b": "x", "answer": i} for i in range(400)]
-    path = write(tmp_path / "all.jsonl", *records)
+def held_out(path: Path, **options: Any) -> list[str]:
+    return [row["answer"] for row in load_task(f"jsonl:{path}", **options).rows("test")]
+
+
+def test_records_are_divided_by_the_columns_that_a_template_names(tmp_path: Path) -> None:
+    """Of 400 records about a tenth, whatever words the template has; the order is no word, too."""
+    path = write(tmp_path / "all.jsonl", *({"a": i, "b": "x", "answer": i} for i in range(400)))
     task = load_task(f"jsonl:{path}", prompt_template="{a} {b}?")
     train, test = task.rows("train"), task.rows("test")
-    assert len(train) + len(test) == 400 and 20 <= len(test) <= 60  # a tenth, 6 deviations wide
-    path = write(tmp_path / "asked.jsonl", *({"question": f"{r['a']}?", **r} for r in records))
-    answers = [
-        [row["answer"] for row in load_task(f"jsonl:{path}", **options).rows("test")]
-        for options in ({}, {"prompt_template": "{question} Be brief."})
-    ]
-    assert answers[0] == answers[1]
+    assert len(train) + len(test) == 400 and len(test) == 47  # SHA-256 of [0, "x"], ...
+    others = [held_out(path, prompt_template=words) for words in ("Is {b} {a}?", "{b}{a}")]
+    assert others == [[row["answer"] for row in test]] * 2
+    assert others[0] != held_out(path, prompt_template="{a}")
+
+
+def test_a_template_over_the_question_alone_holds_out_what_no_template_does(tmp_path: Path) -> None:
+    """The numbers are those of versions before templates had a say."""
+    records = ({"question": f"{i}?", "answer": i} for i in range(100))
+    path = write(tmp_path / "asked.jsonl", *records)
+    for options in ({}, {"prompt_template": "{question}"}, {"prompt_template": "{question} Add."}):
+        assert held_out(path, **options) == NOT_LEARNED
+
+
+def test_a_question_that_the_template_does_not_ask_divides_nothing(tmp_path: Path) -> None:
+    """All records have one question: by it none would be held out, or all."""
+    records = [{"question": "Translate.", "text": f"{i}?", "answer": i} for i in range(100)]
+    path = write(tmp_path / "same.jsonl", *records)
+    assert held_out(path, prompt_template="{text}") == NOT_LEARNED
 
 
 def test_an_option_in_two_places_is_refused() -> None:

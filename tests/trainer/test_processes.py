@@ -131,6 +131,22 @@ def test_two_processes_end_by_one_clock(launched: tuple[Path, list[dict]]) -> No
     assert rows[-1]["training_seconds"] == first["seconds"]
 
 
+def test_two_processes_leave_one_run_in_one_folder(launched: tuple[Path, list[dict]]) -> None:
+    """The main one writes; what it calls the folder is what both save their checkpoint in."""
+    folder, records = launched
+    run = folder / "recorded-2"
+    assert [record["recorded"]["output_dir"] for record in records] == [str(run)] * 2
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    for name in ("config.json", "versions.json", "result.json", FILE_NAME):
+        assert (run / name).is_file(), name
+    assert {path.name for path in (run / "checkpoint-2").glob("rng_state_*.pth")} == {
+        "rng_state_0.pth",
+        "rng_state_1.pth",
+    }
+    assert [path.name for path in (folder / "recorded").iterdir()] == ["config.json"]
+
+
 def test_a_fraction_of_a_rollout_per_process_is_refused(tmp_path: Path) -> None:
     """Half a group a process: n = 6, m = 4 would need 2 x 6 / 4 = 3 rollouts, n = 5 needs 2.5."""
     options = {"num_generations": 4, "use_cpu": True, "bf16": False}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from podsrl.cli.flags import read_recipe
 from podsrl.cli.parser import VerbParser, errors_in_one_line
+from podsrl.cli.plan_run import check_output, plan_from_run, write_plan
 from podsrl.cli.questions import add_question_flags, given
 from podsrl.extras import need
 
@@ -28,6 +29,7 @@ EXAMPLES = """examples:
   podsrl plan recipes/arithmetic-smollm2.yaml --pilot 0          two minutes: seconds alone
   podsrl plan recipes/arithmetic-smollm2.yaml --check            and three pairs (n, m) to test it
   podsrl plan my.yaml --seconds 300 --output plans/my            steadier figures
+  podsrl plan runs/mine                                          from a run's files, in no time
 
 Real training steps are run, with a learning rate of 0, at three pairs (n, m) in turn; nothing of
 them is kept but the times. plan/plan.json holds points, fit, pilot and proposal, plan/recipe.yaml
@@ -45,19 +47,19 @@ def main(argv: list[str] | None) -> int:
     """
     options = _parser().parse_args(argv)
     _check_pilot(options)
-    recipe_settings = read_recipe(Path(options.recipe)) | given(options)
+    is_run = Path(options.recipe).is_dir()
+    recipe_settings = {} if is_run else read_recipe(Path(options.recipe)) | given(options)
     from rich.console import Console
 
     from podsrl.cli.train import quieten
 
     console = Console(highlight=False, soft_wrap=True)
     quieten()
+    if is_run:
+        return plan_from_run(options, console)
     try:
         recipe, plan, device = _read(recipe_settings, options.pilot)
-        if (Path(options.output) / "plan.json").exists() and not options.overwrite:
-            raise ValueError(
-                f"{options.output} holds a plan: choose another --output, or pass --overwrite"
-            )
+        check_output(options)
         return _plan(recipe, plan, device, options, console)
     except KeyboardInterrupt:
         console.print("stopped before there was anything to tell; nothing was written")
@@ -66,7 +68,7 @@ def main(argv: list[str] | None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = VerbParser("plan", description=DESCRIPTION, epilog=EXAMPLES)
-    parser.add_argument("recipe", metavar="RECIPE.yaml", help="what you would train")
+    parser.add_argument("recipe", metavar="RECIPE.yaml", help="what you would train, or a run")
     parser.add_argument("--output", default="plan", help="folder to write (default: plan)")
     parser.add_argument("--overwrite", action="store_true", help="replace the plan in --output")
     parser.add_argument(
@@ -145,7 +147,7 @@ def _plan(
     from podsrl.plan.measure import memory_gib
     from podsrl.plan.progress import Progress, told
     from podsrl.plan.tell import cost_line, proposal_lines
-    from podsrl.runs.folder import device_name, versions, write_json
+    from podsrl.runs.folder import device_name, versions
 
     console.print(f"{plan.num_prompts} prompts per step, on {device_name(device)}")
     progress = Progress(
@@ -178,9 +180,7 @@ def _plan(
     content["spent"] = progress.spent()
     console.print(told(content["spent"]))
     folder = Path(options.output)
-    write_json(folder / "plan.json", content)
-    if options.json:
-        write_json(Path(options.json), content)
+    write_plan(content, options)
     _write_recipe(recipe, proposal, folder / "recipe.yaml")
     console.print(f"{folder / 'plan.json'} and {folder / 'recipe.yaml'} written")
     if stopped:
@@ -201,14 +201,14 @@ def _predict(
     from podsrl.plan.gain import advise, success_rates
     from podsrl.plan.measure import skips_dead_rows
     from podsrl.plan.pilot import run_pilot
-    from podsrl.plan.tell import as_json, draw, lines
+    from podsrl.plan.tell import as_json, draw, lines, pilot_line
 
     progress.begin_pilot()
     pilot = run_pilot(recipe, options.pilot, options.pilot_rollouts, report=progress.pilot)
     rates = success_rates(pilot)
     free = skips_dead_rows(recipe)
     advice = advise(rates, pilot.noise, costs, plan.num_kept, memory, dead_rows_free=free)
-    for line in lines(pilot, rates, advice):
+    for line in (pilot_line(pilot), *lines(pilot, rates, advice)):
         progress.say(line)
     if options.figure:
         draw(advice, Path(options.figure))

@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from podsrl.runs.folder import read_json
+from podsrl.runs.folder import FROM_PYTHON, read_json
 from podsrl.tasks.questions import (
     DATA_SETTINGS,
     NAMES_OF_DATA,
@@ -51,7 +51,7 @@ def as_trained(model: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any],
     A run's model stands in RUN/model, or is the run folder's checkpoint, beside its config.json.
     Of a run the same questions are put in the same way, but for what `settings` say. With other
     data the prompts are still the run's; with another task nothing is, but for a user's own data,
-    whether of `jsonl` or `dataset`.
+    whether of `jsonl` or `dataset`. A run of a script has only what the script knows.
 
     Example: for a model of a run with `system_prompt`, `{}` becomes all that its training asked.
     """
@@ -63,7 +63,7 @@ def as_trained(model: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any],
     before, now = run.get("task"), settings.get("task")
     if now is None and any(name in settings for name in NAMES_OF_DATA):
         now = "dataset"
-    if before is None or (now is not None and not _alike(before, now)):
+    if before in (None, FROM_PYTHON) or (now is not None and not _alike(before, now)):
         return dict(settings), None
     if now not in (None, before) or any(name in settings for name in ("data", *NAMES_OF_DATA)):
         run = {name: value for name, value in run.items() if name not in DATA_SETTINGS}

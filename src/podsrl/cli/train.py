@@ -256,13 +256,12 @@ def _expand(argv: list[str]) -> list[str]:
 
 
 def _headline(run: "Run") -> str:
-    config = run.config
-    assert config.generation_batch_size is not None
-    prompts = config.generation_batch_size // config.num_generations
-    return (
-        f"{run.arguments.model} on {run.task.name}: {prompts} prompts x {config.num_rollouts} "
-        f"rollouts, {config.num_generations} kept by {config.selection_rule}; {run.folder}"
-    )
+    from accelerate import PartialState
+
+    from podsrl.runs.step import step_in_words
+
+    step = step_in_words(run.config, PartialState().num_processes)
+    return f"{run.arguments.model} on {run.task.name}: {step}; {run.folder}"
 
 
 def _resume_command(argv: list[str], folder: Path) -> str:

@@ -15,12 +15,7 @@ from podsrl.plan.pilot import Pilot
 
 
 def lines(pilot: Pilot, rates: Rates, advice: Advice) -> Iterator[str]:
-    """Yield what `podsrl plan` prints of a pilot: what was spent, what was seen, what follows."""
-    num_rollouts = pilot.num_prompts * pilot.num_rollouts
-    yield (
-        f"pilot: {num_rollouts} rollouts of {pilot.num_prompts} prompts and "
-        f"{pilot.noise.num_rows} gradients in {pilot.seconds / 60:.1f} minutes"
-    )
+    """Yield what `podsrl plan` prints of a pilot: what was seen, what follows."""
     for name in ("mean_rate", "spread_of_logit", "mean_reward", "deviation_within_prompts"):
         if name in rates.described:
             yield f"  {name.replace('_', ' ')} {_bounded(rates.described[name])}"
@@ -38,6 +33,15 @@ def lines(pilot: Pilot, rates: Rates, advice: Advice) -> Iterator[str]:
     yield from (_row(gain) for gain in _shown(advice))
     yield advice.verdict
     yield from (f"  {note}" for note in notes_on(pilot))
+
+
+def pilot_line(pilot: Pilot) -> str:
+    """Return what a pilot took."""
+    num_rollouts = pilot.num_prompts * pilot.num_rollouts
+    return (
+        f"pilot: {num_rollouts} rollouts of {pilot.num_prompts} prompts and "
+        f"{pilot.noise.num_rows} gradients in {pilot.seconds / 60:.1f} minutes"
+    )
 
 
 def cost_line(costs: Costs) -> str:
@@ -130,9 +134,9 @@ def notes_on(pilot: Pilot) -> list[str]:
             "groups are overestimated"
         )
     if not pilot.noise.num_groups:
+        why = pilot.noise.where or "too few groups have both outcomes twice"
         notes.append(
-            "too few groups have both outcomes twice: rho is unknown, 1 is assumed, and the "
-            "intervals take it from 0 to infinity"
+            f"{why}: rho is unknown, 1 is assumed, and the intervals take it from 0 to infinity"
         )
     if pilot.stopped:
         notes.append("the pilot was stopped by Ctrl-C: this is what it had seen by then")

@@ -18,6 +18,7 @@ Point = dict[str, float | None]
 
 MEASURES = {
     "accuracy": "answer accuracy",
+    "held_out_reward": "mean reward of held-out questions, of runs of PODSTrainer alone",
     "format_rate": "share of answers in the asked format",
     "both_rate": "right answer in the asked format",
     "mean_length": "mean length of an answer, tokens",

@@ -50,6 +50,7 @@ def draw_figures(comparison: ComparisonCurves, summary: dict[str, Any]) -> list[
         line_figure(comparison, "both_rate", "Right answers in the asked format", unit=unit),
         line_figure(comparison, "format_rate", "Answers in the asked format", unit=unit),
         line_figure(comparison, "mean_length", "Length of answers, tokens", unit=unit),
+        line_figure(comparison, "held_out_reward", "Reward of held-out questions", unit=unit),
         line_figure(comparison, "reward", "Reward, all sampled rollouts", unit=unit),
         _phases(summary),
     ]

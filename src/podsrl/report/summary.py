@@ -20,7 +20,14 @@ from podsrl.report.predictions import compare_predictions, note_on
 from podsrl.report.speedup import speed_up
 from podsrl.runs.step_times import StepTime
 
-DIFFERENCES = ("accuracy", "both_rate", "format_rate", "mean_length", "reward")
+DIFFERENCES = (
+    "accuracy",
+    "held_out_reward",
+    "both_rate",
+    "format_rate",
+    "mean_length",
+    "reward",
+)
 PROMPT_SETTINGS = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_generations")
 
 

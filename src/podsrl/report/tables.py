@@ -10,6 +10,7 @@ from podsrl.report.table import Cell, Row, Table, with_bounds
 
 LABELS = {
     "accuracy": "accuracy",
+    "held_out_reward": "reward, held out",
     "both_rate": "right and in format",
     "format_rate": "in format",
     "mean_length": "length, tokens",

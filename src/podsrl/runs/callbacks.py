@@ -3,6 +3,7 @@
 import logging
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ class MetricsFile(TrainerCallback):
 
 
 class StepProgress(TrainerCallback):
-    """A progress bar with reward, kept variance and time left; plain lines without a terminal.
+    """A bar with reward, kept variance, dead groups and time left; lines without a terminal.
 
     It counts steps or, where the clock has a budget, seconds of training; the clock must be among
     the trainer's callbacks before this one.
@@ -93,6 +94,11 @@ class StepProgress(TrainerCallback):
     def on_train_end(self, *_: Any, **__: Any) -> None:
         self.bar.stop()
 
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.bar.update(self.task, completed=self._progress(state)[0])
+
     def on_log(
         self,
         args: TrainingArguments,
@@ -110,7 +116,7 @@ class StepProgress(TrainerCallback):
             where = f"step {state.global_step}/{state.max_steps}"
             if self.clock.budget_seconds is not None:
                 where = f"step {state.global_step}, {done} of {total} s"
-            self.console.print(f"{where}  {text}")
+            self.console.print(f"{where}  {text}", soft_wrap=True)
 
     def _progress(self, state: TrainerState) -> tuple[int, int]:
         if self.clock.budget_seconds is None:
@@ -122,11 +128,8 @@ class StepProgress(TrainerCallback):
         left = seconds * (state.max_steps - state.global_step)
         if self.clock.budget_seconds is not None:
             left = max(0.0, self.clock.budget_seconds - self.clock.seconds["training"])
-        reward, variance = logs.get("reward"), logs.get("pods/kept_reward_variance")
-        return (
-            f"reward {_number(reward)}  kept variance {_number(variance)}  "
-            f"{seconds:.1f} s/step  {left / 60:.1f} min left"
-        )
+        shown = "  ".join(f"{name} {value}" for name, value in figures_of(logs).items())
+        return f"{shown}  {seconds:.1f} s/step  {left / 60:.1f} min left"
 
 
 class StopAndSave(TrainerCallback):
@@ -155,6 +158,19 @@ def anyone_stopped(stop: Stop) -> bool:
         told = torch.tensor(float(stop.asked), device=state.device)
         stop.asked = bool(reduce(told, reduction="sum").item())
     return stop.asked
+
+
+def figures_of(logs: Mapping[str, Any]) -> dict[str, str]:
+    """What is shown of a logged step, name -> number in words; "-" for what was not measured.
+
+    Example: {"reward": 0.25} gives reward "0.250", kept variance "-", dead groups "-".
+    """
+    dead = logs.get("pods/frac_kept_zero_variance")
+    return {
+        "reward": _number(logs.get("reward")),
+        "kept variance": _number(logs.get("pods/kept_reward_variance")),
+        "dead groups": "-" if dead is None else f"{100 * dead:.0f} %",
+    }
 
 
 def _number(value: float | None) -> str:

@@ -13,7 +13,7 @@ from podsrl.models import DEFAULT_MODEL, HUB_ID, HUB_NAME, PACKAGE
 from podsrl.runs.folder import read_json
 from podsrl.runs.prepare import Run
 from podsrl.runs.result import describe
-from podsrl.trl.trainer import CITATION
+from podsrl.trl.citation import CITATION
 
 PAPER = "https://arxiv.org/abs/2504.13818"
 IN_HUB_CACHE = re.compile(r"models--([\w.-]+?)(?:--([\w.-]+))?/snapshots/")

@@ -79,6 +79,15 @@ def is_claimed(folder: Path, *, stale_seconds: float = STALE_SECONDS) -> bool:
     return bool(last) and not _is_over(_path(folder, last), stale_seconds)
 
 
+def is_own(folder: Path) -> bool:
+    """Whether this very process has the run of this folder now."""
+    last = max(_numbers(folder), default=0)
+    if not last:
+        return False
+    holder = json.loads(_path(folder, last).read_text(encoding="utf-8") or "{}")
+    return bool(holder.get("machine") == machine() and holder["worker"] == _process(os.getpid()))
+
+
 def owner(folder: Path) -> str:
     """Who has the run of this folder, for people to read.
 

@@ -31,6 +31,10 @@ class TrainingClock(TrainerCallback, ExportableState):
     def __init__(self, budget_seconds: float | None = None) -> None:
         self.trainer: Any = None
         self.budget_seconds = budget_seconds
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin anew, for a trainer's next training."""
         self.start = time.perf_counter()
         self.seconds = dict.fromkeys(("training", *BESIDE), 0.0)
         self.earlier_wall_seconds = 0.0
@@ -83,6 +87,12 @@ class TrainingClock(TrainerCallback, ExportableState):
         return control
 
     def on_log(self, *_: Any, **__: Any) -> None:
+        self._last_event = time.perf_counter()
+
+    def on_evaluate(self, *_: Any, metrics: dict[str, Any] | None = None, **__: Any) -> None:
+        """Of the trainer's own evaluations, as `eval_strategy` asks for them."""
+        runtimes = (value for name, value in (metrics or {}).items() if name.endswith("_runtime"))
+        self.seconds["evaluation"] += next(runtimes, 0.0)
         self._last_event = time.perf_counter()
 
     def on_save(self, *_: Any, **__: Any) -> None:

@@ -14,6 +14,7 @@ adapter/         what LoRA trained, before it was merged into model/
 import json
 import os
 import platform
+from collections.abc import Mapping
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +24,8 @@ from podsrl.extras import is_installed
 from podsrl.runs.json_lines import read_lines
 
 METRICS = "metrics.jsonl"
+FROM_PYTHON = "python"
+"""The task of a run whose questions and rewards a script of the user's has (runs/recorder.py)."""
 # Where one of them is, a run was begun: another would mix with it, or write over it.
 RUN_FILES = ("config.json", METRICS, "curve.jsonl", "rollouts.jsonl.gz", "result.json", "before")
 PACKAGES = ("podsrl", "torch", "transformers", "trl", "accelerate", "peft", "datasets")
@@ -76,7 +79,36 @@ def settings_of(*sources: Any) -> dict[str, Any]:
         values = {field.name: getattr(source, field.name) for field in fields(source)}
         settings |= {key: value for key, value in values.items() if _is_plain(value)}
     settings.pop("hub_token", None)  # a secret
+    settings.pop("write_run", None)  # without it there is no folder
     return settings
+
+
+def write_settings(
+    folder: Path,
+    settings: Mapping[str, Any],
+    device: Any,
+    *,
+    changes: Mapping[str, Any] | None = None,
+    from_step: int = 0,
+) -> None:
+    """Write config.json and versions.json.
+
+    changes: what a resumed run has otherwise than before; config.json keeps all of them, each with
+        the step `from_step` from which it was so.
+    """
+    path = folder / "config.json"
+    known = read_json(path).get("changes", []) if path.is_file() else []
+    if changes:
+        known.append({"step": from_step, "settings": changes})
+    write_json(path, {**settings, **({"changes": known} if known else {})})
+    write_json(folder / "versions.json", versions(device_name(device)))
+
+
+def retire_result(folder: Path) -> None:
+    """Put result.json aside as result-STEPS.json, as a run that is prolonged has another one."""
+    result = folder / "result.json"
+    if result.is_file():
+        result.rename(result.with_name(f"result-{read_json(result)['steps']}.json"))
 
 
 def _is_plain(value: Any) -> bool:

@@ -1,12 +1,10 @@
 """A run before anything expensive is loaded: its settings checked, its folder its own."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from rich.console import Console
 from trl import ModelConfig
 
@@ -23,7 +21,8 @@ from podsrl.runs.checkpoints import (
 )
 from podsrl.runs.checks import check_output, check_reporters
 from podsrl.runs.claims import Claim, forget_claims, owner, try_claim
-from podsrl.runs.folder import RUN_FILES, read_json, settings_of
+from podsrl.runs.folder import read_json, settings_of
+from podsrl.runs.place import from_main_process, new_folder
 from podsrl.runs.settings import EVALUATE_EVERY, RunArguments, check_clock
 from podsrl.runs.turns import fit_to_turns
 from podsrl.tasks import Task
@@ -82,7 +81,7 @@ def prepare_run(
     """
     task, rows = check_run(arguments, config, model_config)
     run = Run(arguments, config, model_config, task, rows, None, console)
-    place = _from_main_process(lambda: _going_on(run) if arguments.resume else _new_place(run))
+    place = from_main_process(lambda: _going_on(run) if arguments.resume else _new_place(run))
     config.output_dir = str(place.folder)
     run.checkpoint = None if place.checkpoint is None else str(place.checkpoint)
     run.finished, run.changes = place.finished, place.changes
@@ -137,6 +136,11 @@ def check_options(arguments: RunArguments, config: PODSConfig, model_config: Mod
     Raises `ValueError` naming what is wrong.
     """
     check_clock(arguments, config)
+    if not config.write_run:
+        raise ValueError(
+            "write_run is false, but a run of podsrl train is its folder: leave it out, or train "
+            "with PODSTrainer in Python"
+        )
     check_reporters(config.report_to)
     check_output(Path(config.output_dir))
     if model_config.use_peft:
@@ -179,42 +183,9 @@ class _Place:
     claim: Claim | None = None
 
 
-def _from_main_process(choose: Callable[[], _Place]) -> _Place:
-    """What the main process chooses, on all; its error is an error on all, and none waits."""
-    if PartialState().num_processes == 1:
-        return choose()
-    answer: list[Any] = [None]
-    if PartialState().is_main_process:
-        try:
-            answer = [choose()]
-        except (ValueError, OSError) as error:
-            answer = [ValueError(str(error))]
-    broadcast_object_list(answer)
-    if isinstance(answer[0], ValueError):
-        raise answer[0]
-    assert isinstance(answer[0], _Place)
-    return answer[0]
-
-
 def _new_place(run: Run) -> _Place:
-    """The wanted folder, or the first of NAME-2, NAME-3, ... that is nobody's, claimed."""
-    folder, number = run.folder, 1
-    while True:
-        if not _holds_run(folder):
-            if is_of_worker():  # whose claim it is
-                return _Place(folder)
-            claim = try_claim(folder)
-            # Another run may have begun and ended in it between the look and the claim.
-            if claim is not None and not _holds_run(folder):
-                return _Place(folder, claim=claim)
-            if claim is not None:
-                forget_claims(folder)
-        number += 1
-        folder = run.folder.with_name(f"{run.folder.name}-{number}")
-
-
-def _holds_run(folder: Path) -> bool:
-    return any((folder / name).exists() for name in RUN_FILES)
+    folder, claim = new_folder(run.folder)
+    return _Place(folder, claim=claim)
 
 
 def _going_on(run: Run) -> _Place:

@@ -31,12 +31,11 @@ from podsrl.runs.evaluations import CURVE, EvaluationCurve
 from podsrl.runs.folder import (
     METRICS,
     RUN_FILES,
-    device_name,
     is_json,
-    read_json,
+    retire_result,
     settings_of,
-    versions,
     write_json,
+    write_settings,
 )
 from podsrl.runs.json_lines import read_lines
 from podsrl.runs.prepare import Run, check_options, fit_to_task, load_questions, prepare_run
@@ -157,15 +156,11 @@ def _fit_prompts(run: Run, model: Any, tokenizer: Any) -> None:
 
 
 def _write_settings(run: Run) -> None:
-    """config.json and versions.json; a resumed run adds to what it changes, and from which step."""
-    path = run.folder / "config.json"
-    changes = read_json(path).get("changes", []) if path.is_file() else []
-    if run.changes:
-        assert run.checkpoint is not None
-        changes.append({"step": step_of(Path(run.checkpoint)), "settings": run.changes})
+    from_step = 0 if run.checkpoint is None else step_of(Path(run.checkpoint))
     settings = settings_of(run.model_config, run.config, run.arguments)
-    write_json(path, settings | ({"changes": changes} if changes else {}))
-    write_json(run.folder / "versions.json", versions(device_name(run.config.device)))
+    write_settings(
+        run.folder, settings, run.config.device, changes=run.changes, from_step=from_step
+    )
 
 
 def _leave_nothing(run: Run, num_steps: int = 0) -> None:
@@ -183,9 +178,8 @@ def _leave_nothing(run: Run, num_steps: int = 0) -> None:
 
 
 def _train(run: Run, trainer: PODSTrainer) -> None:
-    result = run.folder / "result.json"
-    if run.checkpoint is not None and result.is_file():  # prolonged: no longer the run's result
-        result.rename(result.with_name(f"result-{read_json(result)['steps']}.json"))
+    if run.checkpoint is not None:
+        retire_result(run.folder)
     try:
         trainer.train(resume_from_checkpoint=run.checkpoint)
     except NothingToTrain:
@@ -207,11 +201,12 @@ def _finish(
     if not run.draws_curve:
         with clock.beside("evaluation"), stop.at_once():
             _evaluate(run, trained_model(run, trainer), tokenizer, "after")
-    result = result_of(run, steps, clock)
+    named = {"task": run.task.name, "model": run.arguments.model}
+    result = result_of(run.folder, run.config, steps, clock, **named)
     if run.arguments.save_model:
         write_cards(run, result)
     write_json(run.folder / "result.json", result)
-    plot_run(run, steps)
+    plot_run(run.folder, steps, run.console.print)
     if run.config.save_strategy == "no":  # it was kept for this end alone
         shutil.rmtree(run.folder / f"checkpoint-{steps}", ignore_errors=True)
     return result
@@ -229,6 +224,7 @@ def _build_trainer(
     run: Run, model: Any, tokenizer: Any, clock: TrainingClock, stop: Stop
 ) -> tuple[PODSTrainer, StepBoundary]:
     run.config.disable_tqdm = True
+    run.config.write_run = False  # the trainer need not: what a run writes is written here
     limit, pace = run.arguments.reward_timeout_seconds, pace_of_processes()
     with experimental_environments():
         trainer = PODSTrainer(

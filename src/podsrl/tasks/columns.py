@@ -6,7 +6,7 @@ from typing import Any
 from podsrl.tasks.base import Row, make_row
 from podsrl.tasks.record import Record, answer_field, field, message_field, text_field
 from podsrl.tasks.sources import QUESTIONS
-from podsrl.tasks.template import fill_template
+from podsrl.tasks.template import fill_template, template_columns
 
 # What the question and answer become, and what TRL reads or passes under these names itself.
 _NAMES = """
@@ -48,13 +48,20 @@ def record_row(
 
 
 def asked(record: Record, prompt_template: str | None = None) -> Any:
-    """Return what a record asks: its own `prompt` or `question`, else the template filled.
+    """Return what a record asks, by which it belongs to train or to test.
 
-    So another template leaves the division into train and test as it is where it can.
+    Without a template its `prompt` or `question`; with one the columns that the template names, so
+    that other words around them leave the division as it is, and columns that are not asked, such
+    as a `question` that all records share, have no part in it.
+
+    Example: the template "{question} Be brief." asks what the record does without it; "{a} + {b}"
+    of a = 1, b = 2 asks [1, 2].
     """
-    if prompt_template is None or any(record.get(name) is not None for name in QUESTIONS):
+    if prompt_template is None:
         return field(record, *QUESTIONS)
-    return fill_template(prompt_template, record, record.place)
+    fill_template(prompt_template, record, record.place)  # for its errors
+    values = [record[name] for name in sorted(template_columns(prompt_template))]
+    return values[0] if len(values) == 1 else values
 
 
 def with_columns(rows: list[Row]) -> list[Row]:

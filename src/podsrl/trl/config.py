@@ -256,7 +256,18 @@ class PODSConfig(GRPOConfig):
         "Default: 2 m, at most n."
     )
 
+    write_run: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Write the run's settings, metrics, rollouts, learning curve and result into "
+            "output_dir, for podsrl view, report and plan, and show progress. Default: where "
+            "output_dir is given. podsrl train always does."
+        },
+    )
+
     def __post_init__(self) -> None:
+        if self.write_run is None:
+            self.write_run = self.output_dir is not None
         # Before TRL counts with them: what None stands for in the fields of the objective.
         fill_in_objective_options(self)
         super().__post_init__()

@@ -52,7 +52,7 @@ def keyword_arguments(*args: Any, **kwargs: Any) -> dict[str, Any]:
     arguments = signature.bind(*args, **own).arguments | others
     refuse_arguments(arguments)
     if arguments.get("args") is None:
-        arguments["args"] = PODSConfig(_default_output_dir(arguments["model"]))
+        arguments["args"] = PODSConfig(_default_output_dir(arguments["model"]), write_run=False)
     return arguments
 
 

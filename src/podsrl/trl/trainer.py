@@ -28,9 +28,11 @@ from podsrl.core.selection import Selection
 from podsrl.packing.attention import without_shared_prefix
 from podsrl.packing.log_probs import unwrap
 from podsrl.packing.serve import LogProbs
+from podsrl.runs.recorder import RunRecorder
 from podsrl.trl.batch import GenerationBatch, Rollouts, selector_of, use_old_log_probs
 from podsrl.trl.behaviours import Behaviours
 from podsrl.trl.branches import Branching
+from podsrl.trl.citation import CITATION, TITLE
 from podsrl.trl.clock import PhaseClock, StepClock, peak_memory_gib
 from podsrl.trl.dealing import deal
 from podsrl.trl.early_stop import Stopping
@@ -47,14 +49,6 @@ from podsrl.trl.sampling import PromptOnce
 from podsrl.trl.seen import passes_of
 from podsrl.trl.token_kl import TokenDivergence
 from podsrl.trl.vllm import engine_for_all_rollouts
-
-TITLE = "Not All Rollouts are Useful: Down-Sampling Rollouts in LLM Reinforcement Learning"
-CITATION = f"""@article{{xu2025pods,
-    title   = {{{TITLE}}},
-    author  = {{Yixuan Even Xu and Yash Savani and Fei Fang and J. Zico Kolter}},
-    year    = 2025,
-    eprint  = {{arXiv:2504.13818}},
-}}"""
 
 
 class PODSTrainer(GRPOTrainer):
@@ -103,8 +97,10 @@ class PODSTrainer(GRPOTrainer):
         self.clock = PhaseClock(self.accelerator.device)
         self._loss_inputs: dict[str, Any] = {}  # the micro-batch in its loss
         self.rollout_log: Any = None  # has `write_batch`, as runs/rollout_log.py
+        self.resumed_from: Path | None = None  # the checkpoint that a training goes on from
         self._build_steps()
         self.add_callback(StepClock(self))
+        self.recorder = RunRecorder(self) if self.args.write_run else None
 
     def _build_steps(self) -> None:
         args, objective = self.args, self.args.get_objective()
@@ -292,6 +288,7 @@ class PODSTrainer(GRPOTrainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
+        self.resumed_from = None if checkpoint is None else Path(checkpoint)
         if self.reference and checkpoint is not None:
             self.reference.load(Path(checkpoint))
 
