@@ -246,3 +246,13 @@ def test_a_model_that_cannot_call_tools_is_refused_before_it_is_asked(
     words = ["--task", "guess", "--model", str(tmp_path / "tiny"), "--output", output]
     assert evaluate_main([*words, "--max-new-tokens", "64"]) == 2
     assert "guess is played by calling tools" in capsys.readouterr().err
+
+
+def test_sdpo_goes_on_from_the_midst_of_dialogues(folder: str, tmp_path: Path) -> None:
+    """The game is brought back there by its calls, through the command."""
+    options = {"objective": "sdpo", "evaluate_limit": 0, "save_model": "false", "num_rollouts": 96}
+    assert train_main(flags(folder, tmp_path / "run", **options)) == 0
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(row) for row in rows]
+    assert sum(step["objective/num_branches"] for step in steps) > 0
+    assert sum(step["objective/num_pairs"] for step in steps) > 0

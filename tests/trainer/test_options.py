@@ -49,18 +49,10 @@ CASES: dict[str, dict[str, Any]] = {
         "generation_kwargs": {"suppress_tokens": [5]},
         "cache_implementation": "dynamic",
         "ds3_gather_for_generation": False,
-    },
-    "prompts": {
         "chat_template_kwargs": {"enable_thinking": False},
         "pad_to_multiple_of": 8,
         "shuffle_dataset": False,
         "remove_unused_columns": True,
-    },
-    "batches": {
-        "generation_batch_size": 16,
-        "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 2,
-        "seed": 5,
     },
     "losses": {
         "loss_type": "grpo",
@@ -71,8 +63,19 @@ CASES: dict[str, dict[str, Any]] = {
         "num_iterations": 2,
         "scale_rewards": "none",
         "mask_truncated_completions": True,
+        "generation_batch_size": 16,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "seed": 5,
     },
-    "sapo": {"loss_type": "sapo", "sapo_temperature_neg": 1.2, "sapo_temperature_pos": 0.9},
+    "off-policy": {
+        "loss_type": "sapo",
+        "sapo_temperature_neg": 1.2,
+        "sapo_temperature_pos": 0.9,
+        "off_policy_mask_threshold": 0.01,
+        "steps_per_generation": 2,
+        "per_device_train_batch_size": 4,
+    },
     "vespo": {
         "loss_type": "vespo",
         "vespo_k_pos": 1.5,
@@ -97,20 +100,16 @@ CASES: dict[str, dict[str, Any]] = {
         "ref_model_sync_steps": 1,
         "use_bias_correction_kl": False,
         "disable_dropout": True,
-    },
-    "model by name": {
         "model_init_kwargs": {"dtype": "float32", "attn_implementation": "eager"},
         "trust_remote_code": True,
         "cast_lm_head_to_fp32": True,
     },
-    "off-policy": {
-        "off_policy_mask_threshold": 0.01,
-        "steps_per_generation": 2,
-        "per_device_train_batch_size": 4,
-    },
     "rewards": {
         "reward_weights": [1.0, 0.5],
         "multi_objective_aggregation": "normalize_then_sum",
+        "learning_rate": 1e-2,
+        "lr_scheduler_type": "cosine_with_min_lr",
+        "lr_scheduler_kwargs": {"min_lr": 1e-3},
     },
     "logs": {
         "log_completions": True,
@@ -122,20 +121,15 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "evaluation": {
         "eval_strategy": "steps",
-        "eval_steps": 1,
+        "eval_steps": 2,
         "num_generations_eval": 2,
         "per_device_eval_batch_size": 4,
     },
-    "memory": {
+    "adapter": {
         "bf16": True,
         "gradient_checkpointing": True,
         "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "torch_empty_cache_steps": 1,
-    },
-    "optimizer": {
-        "learning_rate": 1e-2,
-        "lr_scheduler_type": "cosine_with_min_lr",
-        "lr_scheduler_kwargs": {"min_lr": 1e-3},
     },
     "mixture of experts": {"router_aux_loss_coef": 0.1},
 }
@@ -170,12 +164,10 @@ ENGINE: dict[str, dict[str, Any]] = {
 
 # Arguments, by the case that gives them.
 ARGUMENTS = {
-    "rewards": ("reward_processing_classes",),
-    "optimizer": ("callbacks", "optimizers"),
+    "rewards": ("reward_processing_classes", "callbacks", "optimizers"),
     "evaluation": ("eval_dataset",),
     "adapter": ("peft_config",),
 }
-CASES["adapter"] = {}
 
 # Fields and arguments that other tests set, with these.
 TURNS = "tests/trainer/test_turns.py::test_turns_with_n_equal_to_m_are_stock_bit_for_bit"
@@ -235,12 +227,11 @@ def maker(case: str, trainer_class: type[GRPOTrainer], folder: str) -> Callable[
     """Builds a trainer of the arguments that `build` gives, and of those of the case."""
 
     def make(**given: Any) -> GRPOTrainer:
-        if case == "model by name":
+        if case == "reference":
             given["model"] = folder
         if case == "rewards":
             given["reward_funcs"] = [scorer(), digit_reward]
             given["reward_processing_classes"] = [make_tokenizer(), None]
-        if case == "optimizer":
             optimizer = torch.optim.SGD(given["model"].parameters(), lr=1e-2)
             given |= {"callbacks": [Calls()], "optimizers": (optimizer, None)}
         if case == "adapter":
@@ -320,7 +311,7 @@ def test_options_with_n_equal_to_m_are_trls(
             for each in ("GRPOTrainer", "PODSTrainer")
         ]
         assert tables[0].equals(tables[1]) and len(tables[0])
-    if case == "optimizer":
+    if case == "rewards":
         for trainer in (stock, ours):
             (calls,) = (each for each in trainer.callback_handler.callbacks if type(each) is Calls)
             assert calls.num == 2
@@ -383,11 +374,11 @@ def test_a_quantization_goes_to_the_model(
         return create(name, **options)
 
     monkeypatch.setattr(grpo_trainer, "create_model_from_path", watched)
-    make = maker("model by name", PODSTrainer, tiny_folder)
-    options = CASES["model by name"]
+    make = maker("reference", PODSTrainer, tiny_folder)
+    options = CASES["reference"]
     quantized = partial(make, quantization_config="four bits")
     build(tiny_folder, tmp_path, make=quantized, num_rollouts=4, **options)
-    assert given == ["four bits"]
+    assert given == ["four bits"] * 2  # the policy and its reference
 
 
 @pytest.mark.filterwarnings("ignore:`use_liger_kernel=True` is deprecated:FutureWarning")
