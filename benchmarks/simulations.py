@@ -8,12 +8,13 @@ over as many prompts as its n allows. Cost of a step: 1 per rollout sampled and 
 trained on, all kept ones ("paid") or those of groups that are not dead ("free"). Adam; each arm at
 the learning rate at which the first half of the seeds is fastest, judged on the second half.
 
-tune, about fifteen minutes on one core: surfaces of the mean accuracy over the marks, from the
-formulas of docs/theory.md: how fast n and m learn at drawn success rates, costs and rho, times how
-well a learning rate serves, times a pull to the reference. A score has the noise of our own runs:
-of benchmarks/arms what is left of a run's mean accuracy over the marks when the means of its arm
-and of its seed are taken out, since all trials of a search have one seed. Searches of 24 trials by
-`podsrl.tune` and at random; then the best three on fresh noise, four seeds each.
+tune, 25 minutes on one core, gone on with where it was broken off: surfaces of the mean accuracy
+over the marks, from the formulas of docs/theory.md: how fast n and m learn at drawn success rates,
+costs and rho, times how well a learning rate serves, times a pull to the reference. A score has the
+noise of our own runs: of benchmarks/arms what is left of a run's mean accuracy over the marks when
+the means of its arm and of its seed are taken out, since all trials of a search have one seed.
+Searches of 24 trials by `podsrl.tune` and at random; then the best three on fresh noise, four seeds
+each.
 
 Shape letters: R replicas (learning rates x seeds), S seeds, X prompts, B prompts of a step, T
 tokens, V words, D features, N sampled, M kept, A arms.
