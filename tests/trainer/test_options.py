@@ -477,5 +477,15 @@ def test_the_other_tests_set_what_they_are_named_for() -> None:
         assert any(re.search(rf'\b{name}=|"{name}":', text) for text in code), (name, test)
 
 
+def test_the_readme_names_what_is_left_refused() -> None:
+    """The rows of docs/trl.md, each with its reason in brackets."""
+    page = PAGE.read_text(encoding="utf-8").split("## What is refused")[1].split("## ")[0]
+    rows = re.findall(r"^\| (`(?!sdpo_).*?) \|", page, re.MULTILINE)
+    (told,) = re.findall(r"Refused: (.*?)\. ", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(rows) == told.count("(") == 4
+    for name in ("early_stop", "tdpo", "astar_po", "qrpo", "sdpo"):
+        assert name in told and any(name in row for row in rows), name
+
+
 if __name__ == "__main__":
     PAGE.write_text(page_with(table()), encoding="utf-8")
