@@ -72,14 +72,14 @@ what is minimised
   --advantage_from WHAT   kept (default) or all: the rewards that advantages compare with
   --advantage_weights W   none (default) or stratified: weigh the kept so that they stand for all
   --krpo_process_variance, --krpo_observation_variance, --krpo_order, --krpo_innovation
-  --objective NAME        grpo (default: TRL's loss), sapg, agro, vargrad, rebel, qrpo, astar_po,
-                          and on pairs dpo, tdpo1, tdpo2, bmc, rbrm, sdpo, veripo
+  --objective NAME        grpo (default: TRL's loss), sapg, agro, vargrad, subtb, rebel, qrpo,
+                          astar_po, and on pairs dpo, tdpo1, tdpo2, bmc, rbrm, sdpo, veripo
   --beta B                strength of the pull to the reference policy
-  --rebel_eta, --value_beta, --num_reference_rollouts, --qrpo_ties, --sapg_mu_max, --pair_mode,
-  --tdpo_alpha, --bmc_delta, --rbrm_alpha, --sdpo_segment, --sdpo_branches, --sdpo_first_turn,
-  --sdpo_num_turns, --veripo_policy_steps, --veripo_pair_steps, --veripo_policy_beta,
-  --veripo_drop_solved, --veripo_checks, --veripo_max_tokens   of single objectives:
-                          docs/methods.md
+  --rebel_eta, --value_beta, --num_reference_rollouts, --qrpo_ties, --sapg_mu_max, --subtb_lambda,
+  --pair_mode, --tdpo_alpha, --bmc_delta, --rbrm_alpha, --sdpo_segment, --sdpo_branches,
+  --sdpo_first_turn, --sdpo_num_turns, --veripo_policy_steps, --veripo_pair_steps,
+  --veripo_policy_beta, --veripo_drop_solved, --veripo_checks, --veripo_max_tokens   of single
+                          objectives: docs/methods.md
 
 when it ends, and what is measured and written
   --max_steps STEPS       optimizer steps

@@ -153,6 +153,9 @@ class PODSConfig(GRPOConfig):
     sapg_mu_max: float | None = of_objective(
         "objective='sapg': most that a token of another behaviour weighs. Default: 3."
     )
+    subtb_lambda: float | None = of_objective(
+        "objective='subtb': what a span weighs for each token more. Default: 1."
+    )
     qrpo_ties: str | None = of_objective(
         "objective='qrpo': the quantile of rewards that are equal: 'mid' of them, or 'upper' end, "
         "the published code's, weak with 0/1 rewards. Default: mid."

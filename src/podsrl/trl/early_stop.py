@@ -97,7 +97,7 @@ class Scorer:
         names = [key for key in self.inputs[0] if key not in NOT_COLUMNS]
         arguments: dict[str, Any] = {
             "prompts": [self.prompts[row] for row in rows],
-            "completions": self._decoded(completion_ids),
+            "completions": decoded(self.host, self.prompts[0], completion_ids),
             "completion_ids": completion_ids,
             **{name: [self.inputs[row][name] for row in rows] for name in names},
             "trainer_state": self.host.state,
@@ -107,12 +107,6 @@ class Scorer:
         functions = zip(self.host.reward_funcs, self.host.reward_func_names, strict=True)
         columns = [_call(function, name, arguments) for function, name in functions]
         return torch.tensor(columns, dtype=torch.float32).T
-
-    def _decoded(self, completion_ids: list[list[int]]) -> list[Any]:
-        texts = self.host.processing_class.batch_decode(completion_ids, skip_special_tokens=True)
-        if is_conversational({"prompt": self.prompts[0]}):
-            return [[{"role": "assistant", "content": text}] for text in texts]
-        return list(texts)
 
     def _log_extra(self, rows: list[int], column: str, values: list[Any]) -> None:
         self.extra.setdefault(column, {}).update(zip(rows, values, strict=True))
@@ -129,6 +123,17 @@ class Scorer:
             self.host._pending_extra_logs[column] = [value_of.get(i) for i in range(num_rows)]
         for name, values in self.metrics.items():
             self.host._pending_metrics[name].append(over_calls(name, values))
+
+
+def decoded(host: GRPOTrainer, prompt: Any, completion_ids: list[list[int]]) -> list[Any]:
+    """Completions as reward functions are given them: text, or a message where the prompt is one's.
+
+    prompt: any of the batch.
+    """
+    texts = host.processing_class.batch_decode(completion_ids, skip_special_tokens=True)
+    if is_conversational({"prompt": prompt}):
+        return [[{"role": "assistant", "content": text}] for text in texts]
+    return list(texts)
 
 
 def over_calls(name: str, values: list[tuple[int, float]]) -> float:

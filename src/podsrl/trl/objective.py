@@ -20,6 +20,7 @@ from podsrl.trl.batch import TOOL_MASK, GenerationBatch, Rollouts
 from podsrl.trl.behaviours import Behaviours
 from podsrl.trl.dealing import GROUP, REWARDS
 from podsrl.trl.objective_checks import places_of_checks
+from podsrl.trl.prefixes import PrefixRewards
 from podsrl.trl.reference import ReferenceRewards
 from podsrl.trl.seen import SEEN
 from podsrl.trl.token_kl import TokenDivergence
@@ -32,6 +33,7 @@ ACCURACY = "objective_accuracy"
 REFERENCE_HIDDEN = "objective_reference_hidden"
 BEHAVIOUR = "objective_behaviour"
 SEGMENTS = ("segment_pair", "segment_first", "segment_num")  # as branches.py makes them
+PREFIX_REWARDS = "objective_prefix_rewards"
 
 
 def trained_tokens(inputs: dict[str, Any]) -> Tensor:
@@ -74,6 +76,7 @@ class ObjectiveStep:
     ) -> None:
         self.host, self.objective = host, objective
         self.reference, self.token_kl, self.behaviours = reference, token_kl, behaviours
+        self.prefix_rewards = PrefixRewards(host) if objective.needs_prefixes else None
         self.needs_whole_groups = objective.needs_whole_groups
         self.checks = places_of_checks(host.args, host.reward_func_names)
         self.knows_its_twin = host.args.objective != "rbrm"  # a twin of dpo on some rewards
@@ -82,8 +85,8 @@ class ObjectiveStep:
         """Whether this step is the objective's; a schedule may give it to TRL's loss."""
         return not self.host.args.is_policy_stage(self.host.state.global_step)
 
-    def group_statistics(self, batch: GenerationBatch, num_rows: int) -> dict[str, Any]:
-        """What the loss must know of this process's kept rows, beside what TRL's batch holds.
+    def group_statistics(self, batch: GenerationBatch, output: dict[str, Any]) -> dict[str, Any]:
+        """What the loss must know of this process's kept rows, beside TRL's batch `output`.
 
         Whatever the stage: a batch may be used in steps of the next stage.
         """
@@ -93,7 +96,8 @@ class ObjectiveStep:
             self.knows_its_twin = tell_sure_pairs(self.host, selection.rewards_PN)
         if self.objective.needs_turns:
             check_turns(batch.rollouts, self.host.args.objective)
-        rows, device = batch.share(num_rows), self.host.accelerator.device
+        num_rows, device = len(output["prompt_ids"]), self.host.accelerator.device
+        rows = batch.share(num_rows)
         group_B = selection.group_B[rows].to(device)
         rewards_B = selection.rewards_PN.flatten()[selection.kept_rows_B[rows]].to(device)
         num_rows_each = torch.tensor(num_rows / self.host.args.steps_per_generation, device=device)
@@ -109,6 +113,9 @@ class ObjectiveStep:
         if self.behaviours is not None:
             statistics[BEHAVIOUR] = self.behaviours.of_rows(selection.kept_rows_B[rows]).to(device)
         statistics |= {name: values[rows].to(device) for name, values in batch.segments.items()}
+        if self.prefix_rewards is not None:
+            ids_BT, mask_BT = output["completion_ids"], output["completion_mask"]
+            statistics[PREFIX_REWARDS] = self.prefix_rewards(batch, ids_BT, mask_BT)
         if self.token_kl is not None:
             statistics[REFERENCE_HIDDEN] = self.token_kl.pop_hidden()
         return statistics
@@ -202,12 +209,16 @@ class ObjectiveStep:
             "accuracy": ACCURACY,
             "behaviour": BEHAVIOUR,
             **{name: name for name in SEGMENTS},
+            "prefix_rewards": PREFIX_REWARDS,
         }
         extras = {name: inputs[key] for name, key in names.items() if inputs.get(key) is not None}
-        if self.token_kl is not None:
+        if self.token_kl is not None and self.objective.needs_token_kl:
             extras["sequential_kl"] = self.token_kl.divergence(
                 inputs[REFERENCE_HIDDEN], trained_tokens(inputs)
             )
+        elif self.token_kl is not None:
+            of_both = self.token_kl.end_log_probs(inputs[REFERENCE_HIDDEN], trained_tokens(inputs))
+            extras["end_log_probs"], extras["reference_end_log_probs"] = of_both
         return extras
 
     def _record(self, metrics: dict[str, Tensor]) -> None:

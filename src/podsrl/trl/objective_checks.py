@@ -83,7 +83,7 @@ def fill_in_objective_options(config: "PODSConfig") -> None:
             _refuse_set(config, name, value)
     if config.beta is None:
         config.beta = 0.0
-    for name in {"beta", "rebel_eta", "value_beta"} & set(options):
+    for name in {"beta", "rebel_eta", "value_beta", "subtb_lambda"} & set(options):
         if not getattr(config, name) > 0:
             raise ValueError(
                 f"{name} is {getattr(config, name)}, but objective={config.objective!r} divides by "
@@ -207,6 +207,11 @@ def _check_micro_batches(config: "PODSConfig", objective: Objective) -> None:
 
 
 def _check_reference(config: "PODSConfig", objective: Objective) -> None:
+    if objective.needs_prefixes and config.multi_objective_aggregation != SUM_THEN_NORMALIZE:
+        raise ValueError(
+            f"objective={config.objective!r} needs multi_objective_aggregation="
+            f"{SUM_THEN_NORMALIZE!r}, as prefixes are in no group to be normalised within."
+        )
     if not objective.needs_reference_rewards:
         return _refuse_set(config, "num_reference_rollouts", config.num_reference_rollouts)
     if int(config.num_reference_rollouts or 0) < 1:

@@ -13,10 +13,10 @@ from torch import nn
 from trl import GRPOTrainer
 from trl.trainer.utils import is_async_callable
 
-from podsrl.packing.log_probs import unwrap
 from podsrl.trl.config import PODSConfig
 from podsrl.trl.reward_checks import refuse_group_rewards
 from podsrl.trl.sampling import settings_or_why_generate
+from podsrl.trl.token_kl import refuse_hidden
 from podsrl.trl.twins import tell_twin
 
 logger = logging.getLogger(__name__)
@@ -25,8 +25,6 @@ logger = logging.getLogger(__name__)
 MANY_PROCESSES = 8
 # Arguments by which a rollout has turns, or is sampled elsewhere.
 TURNS = ("tools", "environment_factory", "rollout_func")
-# Fields by which configurations scale logits. TRL applies them inside its fused head.
-LOGIT_SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 
 
 def _default_output_dir(model: Any) -> str:
@@ -68,9 +66,9 @@ def refuse_arguments(arguments: dict[str, Any]) -> None:
         _refuse_early_stop_arguments(args, arguments)
     if args is not None and arguments.get("rollout_func"):
         _refuse_rollout_function(args)
-    if args is not None and args.behaviours:
-        _refuse_behaviours_turns(arguments)
-    if args is not None and not any(arguments.get(name) for name in TURNS):
+    if args is not None and any(arguments.get(name) for name in TURNS):
+        _refuse_turns(args, arguments)
+    elif args is not None:
         _refuse_one_turn(args)
 
 
@@ -177,12 +175,31 @@ def _refuse_early_stop_arguments(args: PODSConfig, arguments: dict[str, Any]) ->
             )
 
 
-def _refuse_behaviours_turns(arguments: dict[str, Any]) -> None:
-    name = next((name for name in TURNS if arguments.get(name)), None)
-    if name is not None:
+def _refuse_prefixes(host: GRPOTrainer) -> None:
+    args, several = host.args, host.accelerator.num_processes > 1
+    rows = args.per_device_train_batch_size * args.steps_per_generation
+    if several and (rows % args.num_generations or args.budget == "pooled"):
         raise NotImplementedError(
-            f"behaviours says who samples a rollout by its place in the group, but {name} samples "
-            "further turns of some rollouts alone, or elsewhere: leave one of the two out."
+            f"objective={args.objective!r} scores prefixes where their rollouts were sampled, but "
+            f"groups straddle processes ({rows} kept rollouts each, groups of "
+            f"{args.num_generations}, budget={args.budget!r}): make per_device_train_batch_size x "
+            "steps_per_generation a multiple of num_generations, and set budget='per_prompt'."
+        )
+
+
+def _refuse_turns(args: PODSConfig, arguments: dict[str, Any]) -> None:
+    """Raise where rollouts of several turns, or sampled elsewhere, do not fit."""
+    objective = args.get_objective()
+    reason = None
+    if args.behaviours:
+        reason = "behaviours says who samples a rollout by its place in the group"
+    elif objective is not None and objective.needs_prefixes:
+        reason = f"objective={args.objective!r} scores what stands before each token as an answer"
+    name = next((name for name in TURNS if arguments.get(name)), None)
+    if reason is not None and name is not None:
+        raise NotImplementedError(
+            f"{reason}, but {name} samples further turns of some rollouts alone, or elsewhere: "
+            "leave one of the two out."
         )
 
 
@@ -231,8 +248,10 @@ def _refuse_objective(host: GRPOTrainer) -> None:
             f"objective={host.args.objective!r} takes turns with TRL's loss, which cannot take "
             "micro-batches of whole groups of different sizes: set budget='per_prompt'."
         )
-    if objective.needs_token_kl:
-        _refuse_token_kl(host)
+    if objective.needs_hidden:
+        refuse_hidden(host)
+    if objective.needs_prefixes:
+        _refuse_prefixes(host)
 
 
 def _refuse_branches(host: GRPOTrainer) -> None:
@@ -261,38 +280,4 @@ def _refuse_reference(host: GRPOTrainer) -> None:
         raise NotImplementedError(
             f"objective={host.args.objective!r} samples from the reference model, which "
             "continuous batching does not: set use_transformers_continuous_batching=False."
-        )
-
-
-def _refuse_token_kl(host: GRPOTrainer) -> None:
-    """Raise for models whose logits could not be computed apart from the model's forward."""
-    name = f"objective={host.args.objective!r}"
-    if host.is_fsdp_enabled or host.is_deepspeed_enabled:
-        raise NotImplementedError(
-            f"{name} reads the output layer outside of the model's forward pass, which is not "
-            "supported with FSDP or DeepSpeed yet: train without them, or choose 'dpo'."
-        )
-    if host._is_vlm:
-        raise NotImplementedError(
-            f"{name} reads hidden states of text, not of images: choose 'dpo', or pass a tokenizer "
-            "as processing_class to train on text alone."
-        )
-    if host.args.sync_ref_model:
-        raise NotImplementedError(
-            f"{name} keeps hidden states of the reference while it is in use, so the reference "
-            "must not change: set sync_ref_model=False."
-        )
-    causal_lm = unwrap(host.model)
-    if not isinstance(causal_lm.get_output_embeddings(), nn.Linear):
-        raise NotImplementedError(
-            f"{name} needs a plain linear output layer, but this model's is a "
-            f"{type(causal_lm.get_output_embeddings()).__name__}: leave it out of the "
-            "adapter's modules, or choose 'dpo'."
-        )
-    config = causal_lm.config.get_text_config()
-    scales = [each for each in LOGIT_SCALES if getattr(config, each, None) not in (None, 1.0)]
-    if scales:
-        raise NotImplementedError(
-            f"{name} does not serve models that scale their logits ({scales[0]} of the model's "
-            f"configuration is {getattr(config, scales[0])}) yet: choose 'dpo'."
         )

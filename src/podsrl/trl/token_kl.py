@@ -13,8 +13,12 @@ from torch import Tensor, nn
 from trl import GRPOTrainer
 from trl.trainer.utils import use_adapter
 
+from podsrl.core.objectives.end_tokens import end_log_probs
 from podsrl.core.objectives.sequential_kl import Head, sequential_kl
 from podsrl.packing.log_probs import unwrap
+
+# Fields by which configurations scale logits. TRL applies them inside its fused head.
+LOGIT_SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 
 
 class TokenDivergence:
@@ -73,6 +77,17 @@ class TokenDivergence:
             self._reference_head(),
             mask_BT,
         )
+
+    def end_log_probs(self, reference_BTH: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probs of an end in each token's place, of policy and reference, (B, T) each.
+
+        After the policy's log-probs of the same rows; the reference's without gradient.
+        """
+        ends_E = torch.tensor(self.host.eos_token_ids, device=mask_BT.device)
+        with torch.no_grad():
+            of_reference = end_log_probs(reference_BTH, self._reference_head(), ends_E, mask_BT)
+        policy = self._head(self.host.model)
+        return end_log_probs(self.pop_hidden(), policy, ends_E, mask_BT), of_reference
 
     def _reference_head(self) -> Head:
         host = self.host
@@ -135,3 +150,37 @@ def _outputs(backbone: nn.Module) -> Iterator[list[Any]]:
         yield found
     finally:
         handle.remove()
+
+
+def refuse_hidden(host: GRPOTrainer) -> None:
+    """Raise for models whose logits could not be computed apart from the model's forward."""
+    name = f"objective={host.args.objective!r}"
+    if host.is_fsdp_enabled or host.is_deepspeed_enabled:
+        raise NotImplementedError(
+            f"{name} reads the output layer outside of the model's forward pass, which is not "
+            "supported with FSDP or DeepSpeed yet: train without them, or choose 'dpo'."
+        )
+    if host._is_vlm:
+        raise NotImplementedError(
+            f"{name} reads hidden states of text, not of images: choose 'dpo', or pass a tokenizer "
+            "as processing_class to train on text alone."
+        )
+    if host.args.sync_ref_model:
+        raise NotImplementedError(
+            f"{name} keeps hidden states of the reference while it is in use, so the reference "
+            "must not change: set sync_ref_model=False."
+        )
+    causal_lm = unwrap(host.model)
+    if not isinstance(causal_lm.get_output_embeddings(), nn.Linear):
+        raise NotImplementedError(
+            f"{name} needs a plain linear output layer, but this model's is a "
+            f"{type(causal_lm.get_output_embeddings()).__name__}: leave it out of the "
+            "adapter's modules, or choose 'dpo'."
+        )
+    config = causal_lm.config.get_text_config()
+    scales = [each for each in LOGIT_SCALES if getattr(config, each, None) not in (None, 1.0)]
+    if scales:
+        raise NotImplementedError(
+            f"{name} does not serve models that scale their logits ({scales[0]} of the model's "
+            f"configuration is {getattr(config, scales[0])}) yet: choose 'dpo'."
+        )

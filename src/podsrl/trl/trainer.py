@@ -118,7 +118,7 @@ class PODSTrainer(GRPOTrainer):
         passes = LogProbs(self.accelerator.autocast, packs=args.packed_update, is_sharded=sharded)
         self.kept_log_probs = passes if args.packed_update or args.skip_dead_rows else None
         self.watch = GradientWatch(self) if args.stop_after_idle_steps else None
-        self.token_kl = TokenDivergence(self) if objective and objective.needs_token_kl else None
+        self.token_kl = TokenDivergence(self) if objective and objective.needs_hidden else None
         needs_reference = objective and objective.needs_reference_rewards
         self.reference = ReferenceRewards(self, self.clock) if needs_reference else None
         own = {name: getattr(self, name) for name in ("reference", "token_kl", "behaviours")}
@@ -158,7 +158,7 @@ class PODSTrainer(GRPOTrainer):
             with groups_of(self, batch.num_kept):
                 output = super()._generate_and_score_completions(batch.prepared_rows)
             if self.objective_step:
-                output |= self.objective_step.group_statistics(batch, len(output["prompt_ids"]))
+                output |= self.objective_step.group_statistics(batch, output)
             if self.own_advantages:
                 use_advantages(self, batch, output)
             if batch.old_log_probs:

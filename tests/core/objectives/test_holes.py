@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from podsrl.core.objectives import OBJECTIVES, KeptBatch
+from podsrl.core.objectives.end_tokens import end_log_probs
 from podsrl.core.objectives.sequential_kl import sequential_kl
 
 H, V = 3, 5
@@ -60,6 +61,9 @@ def gradients(name: str, of: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tenso
     extras: dict[str, Any] = {
         "reference_rewards": torch.linspace(0, 1, 32).view(8, 4),
         "accuracy": torch.linspace(0, 1, 8),
+        "end_log_probs": end_log_probs(policy_BTH, project, torch.tensor([1, 4]), mask_BT),
+        "reference_end_log_probs": of["behaviour_log_probs"],
+        "prefix_rewards": of["reference_log_probs_BT"],
         "behaviour_log_probs": of["behaviour_log_probs"],
         "completion_ids": of["completion_ids"],
         "segment_pair": torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from podsrl.core.objectives.balance import subtb
 from podsrl.core.objectives.batch import KeptBatch
 from podsrl.core.objectives.pairs import bmc, dpo, rbrm, sdpo, tdpo1, tdpo2, veripo
 from podsrl.core.objectives.ratio import sapg
@@ -36,6 +37,9 @@ class Objective:
         needs_token_kl: reads `batch.extras["sequential_kl"]`, (B,) with gradient: divergence from
             the reference over the vocabulary, summed over tokens.
         needs_turns: compares turns, so that rollouts must have several: `batch.mask_BT` has holes.
+        needs_prefixes: reads `batch.extras["end_log_probs"]`, (B, T) with gradient, and
+            "reference_end_log_probs": log-probs of an end in each token's place; and
+            "prefix_rewards", (B, T): rewards of the tokens before it, as an answer.
         needs_accuracy: reads `batch.extras["accuracy"]`, (B,): mean of the first reward function
             over all n rollouts of the row's prompt.
         any_policy: right for rollouts of any policy: it reads the log-probs of the one that
@@ -59,6 +63,7 @@ class Objective:
     needs_advantages: bool = False
     needs_token_kl: bool = False
     needs_turns: bool = False
+    needs_prefixes: bool = False
     needs_accuracy: bool = False
     any_policy: bool = False
     is_zero_without_advantage: bool = False
@@ -70,6 +75,11 @@ class Objective:
         """The names of the options that `function` receives."""
         others = (*(self.schedule or ()), *(self.verdicts or ()), self.policy_beta)
         return [name for name in self.options if name not in others]
+
+    @property
+    def needs_hidden(self) -> bool:
+        """Whether it reads more of the logits than the log-probs of the tokens."""
+        return self.needs_token_kl or self.needs_prefixes
 
 
 PAIRS: dict[str, float | str | None] = {"beta": 0.1, "pair_mode": "extremes"}
@@ -87,6 +97,9 @@ OBJECTIVES: dict[str, Objective] = {
     ),
     "rebel": Objective(rebel, {"rebel_eta": 1.0}, needs_reference=False, needs_whole_groups=True),
     "vargrad": Objective(vargrad, {"beta": 0.1}, needs_whole_groups=True, any_policy=True),
+    "subtb": Objective(
+        subtb, {"beta": 0.1, "subtb_lambda": 1.0}, needs_prefixes=True, any_policy=True
+    ),
     "sapg": Objective(
         sapg,
         {"epsilon": 0.2, "epsilon_high": None, "sapg_mu_max": 3.0},
@@ -111,7 +124,6 @@ OBJECTIVES: dict[str, Objective] = {
         PAIRS | {"sdpo_segment": "value_drop", "sdpo_first_turn": None, "sdpo_num_turns": None},
         needs_whole_groups=True,
         needs_turns=True,
-        any_policy=True,
     ),
     "veripo": Objective(
         veripo,
