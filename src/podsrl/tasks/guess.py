@@ -1,4 +1,4 @@
-"""Find a number in five guesses: a dialogue that a small model learns in minutes."""
+"""Find a number in five guesses: a dialogue that a small model can play."""
 
 import functools
 import random
