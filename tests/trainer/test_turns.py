@@ -18,6 +18,7 @@ from helpers.turns import TURNS, Asker, Counter, build_turns, roll_out, save_cal
 from podsrl import PODSConfig, PODSTrainer
 from podsrl.core.objectives import OBJECTIVES
 from podsrl.runs.rollout_log import FILE_NAME, attach_log, read_rollouts
+from podsrl.trl.play import transcript
 from podsrl.trl.refusals import refuse_arguments
 
 
@@ -63,7 +64,11 @@ def test_only_kept_rollouts_are_read_in_the_update(folder: str, tmp_path: Path, 
     ):
         assert len(completions) == len(tool_mask) == 8 and len(batch.completions) == 32
         chosen = batch.selection.kept_rows_B.tolist()
-        assert completions == [batch.completions[row] for row in chosen]
+        texts = [
+            transcript(trainer._tokenizer, *tokens)[0]
+            for tokens in zip(completion_ids, tool_mask, strict=True)
+        ]
+        assert texts == [batch.completions[row] for row in chosen]
         assert [sum(mask) for mask in tool_mask] == [batch.num_tokens[row] for row in chosen]
         for ids, mask in zip(completion_ids, tool_mask, strict=True):
             assert len(ids) == len(mask)

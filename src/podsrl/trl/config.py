@@ -17,13 +17,8 @@ from podsrl.trl.objective_checks import (
 )
 
 
-def of_objective(help_text: str) -> Any:
-    """A field of some objectives alone, of which None is the objective's own value."""
-    return field(default=None, metadata={"help": help_text})
-
-
 def left_out(help_text: str) -> Any:
-    """A field whose None stands for what its help says."""
+    """A field whose None stands for what its help says, mostly an objective's own value."""
     return field(default=None, metadata={"help": help_text})
 
 
@@ -82,43 +77,43 @@ class PODSConfig(GRPOConfig):
     )
 
     # Options of objectives over pairs; None takes the objective's own value.
-    pair_mode: str | None = of_objective(
+    pair_mode: str | None = left_out(
         "Pair objectives: 'extremes' pairs a group's i-th highest with its i-th lowest "
         "kept reward, 'all' every two of different reward. Default: extremes."
     )
-    tdpo_alpha: float | None = of_objective(
+    tdpo_alpha: float | None = left_out(
         "objective='tdpo2': weight of the divergence. Default: 0.5."
     )
-    bmc_delta: float | None = of_objective(
+    bmc_delta: float | None = left_out(
         "objective='bmc': most that a token's weight grows where the rollouts of a "
         "pair differ. Default: 2."
     )
-    rbrm_alpha: float | None = of_objective(
+    rbrm_alpha: float | None = left_out(
         "objective='rbrm': confidence in a pair is sigmoid(rbrm_alpha x difference of "
         "its rewards). Default: 7.5."
     )
-    sdpo_segment: str | None = of_objective(
+    sdpo_segment: str | None = left_out(
         "objective='sdpo': turns that are compared: 'value_drop', from the turn over which sampled "
         "continuations get worse, or 'fixed'. Default: value_drop."
     )
-    sdpo_branches: int | None = of_objective(
+    sdpo_branches: int | None = left_out(
         "sdpo_segment='value_drop': continuations sampled before each turn. Default: 4."
     )
-    sdpo_first_turn: int | None = of_objective("sdpo_segment='fixed': first turn. Default: 0.")
-    sdpo_num_turns: int | None = of_objective(
+    sdpo_first_turn: int | None = left_out("sdpo_segment='fixed': first turn. Default: 0.")
+    sdpo_num_turns: int | None = left_out(
         "sdpo_segment='fixed': number of turns compared. Default: to the end."
     )
-    veripo_policy_steps: int | None = of_objective(
+    veripo_policy_steps: int | None = left_out(
         "objective='veripo': steps of TRL's loss in turn with pairs. Default: 8."
     )
-    veripo_pair_steps: int | None = of_objective(
+    veripo_pair_steps: int | None = left_out(
         "objective='veripo': steps of pairs in turn with TRL's loss. Default: 2."
     )
-    veripo_drop_solved: float | None = of_objective(
+    veripo_drop_solved: float | None = left_out(
         "objective='veripo': share by which prompts that all n rollouts solve (first "
         "reward function 1) count less in pair steps. Default: 0.8."
     )
-    veripo_policy_beta: float | None = of_objective(
+    veripo_policy_beta: float | None = left_out(
         "objective='veripo': weight of the KL term in the steps of TRL's loss; 0 for plain "
         "grpo there. Default: beta."
     )
@@ -126,7 +121,7 @@ class PODSConfig(GRPOConfig):
         default=None,
         metadata={"help": "objective='veripo': rewards that are 1/2 or more where pairs choose."},
     )
-    veripo_max_tokens: int | None = of_objective(
+    veripo_max_tokens: int | None = left_out(
         "objective='veripo': most tokens of a chosen rollout of pair steps. Default: any number."
     )
 
@@ -143,24 +138,24 @@ class PODSConfig(GRPOConfig):
         " rewards per nat of log-ratio for the others. Default: the objective's own; 0 for "
         "those without a reference."
     )
-    rebel_eta: float | None = of_objective(
+    rebel_eta: float | None = left_out(
         "objective='rebel': nats that one unit of reward asks for. Default: 1."
     )
-    value_beta: float | None = of_objective(
+    value_beta: float | None = left_out(
         "objective='astar_po': between the best (towards 0) and the mean reward "
         "(large) of the reference as its value. Default: 0.5."
     )
-    sapg_mu_max: float | None = of_objective(
+    sapg_mu_max: float | None = left_out(
         "objective='sapg': most that a token of another behaviour weighs. Default: 3."
     )
-    subtb_lambda: float | None = of_objective(
+    subtb_lambda: float | None = left_out(
         "objective='subtb': what a span weighs for each token more. Default: 1."
     )
-    qrpo_ties: str | None = of_objective(
+    qrpo_ties: str | None = left_out(
         "objective='qrpo': the quantile of rewards that are equal: 'mid' of them, or 'upper' end, "
         "the published code's, weak with 0/1 rewards. Default: mid."
     )
-    num_reference_rollouts: int | None = of_objective(
+    num_reference_rollouts: int | None = left_out(
         "astar_po, qrpo: rollouts sampled once per prompt from the reference policy. "
         f"Default: {DEFAULT_REFERENCE_ROLLOUTS}."
     )

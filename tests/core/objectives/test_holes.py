@@ -82,8 +82,7 @@ def gradients(name: str, of: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tenso
         extras=extras,
     )
     objective = OBJECTIVES[name]
-    not_its_own = (*(objective.schedule or ()), objective.policy_beta)
-    own = {name: value for name, value in objective.options.items() if name not in not_its_own}
+    own = {name: objective.options[name] for name in objective.of_function()}
     loss, metrics = objective.function(batch, **own)
     loss.backward()
     found = [log_probs_BT.grad, policy_BTH.grad]
