@@ -80,6 +80,16 @@ def test_by_name_and_by_file(own: Path, processes: Grader) -> None:
     assert score(texts, rows) == [1.0, 1.0, 1.0, 0.0]
 
 
+def test_a_name_of_the_table_is_not_that_of_another_file(own: Path, processes: Grader) -> None:
+    """Both are called near, and the table's, of the first file, was asked first."""
+    load_plugins([str(own)])
+    other = own.with_name("other.py")
+    other.write_text("def near(gold, answer):\n    return 0.25\n")
+    for name, given in (("near", 1.0), (f"{other}:near", 0.25), (f"{own}:near", 1.0)):
+        score = score_by_grader(name, last_number, processes=processes)
+        assert score(["it is 12"], [{"answer": "10"}]) == [given]
+
+
 def test_it_gets_the_text_and_the_columns(own: Path, processes: Grader) -> None:
     """Also a column that JSON lacks, as text."""
     rows = [{"answer": "1", "level": level, "when": own, "prompt": "left out"} for level in (5, 4)]

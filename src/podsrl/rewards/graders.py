@@ -56,7 +56,8 @@ def score_by_grader(
     """
     if name == "math":
         return score_by_answer(extract)
-    job = {"grader": "own", "name": name.rpartition(":")[2], "place": _place(name)}
+    job: dict[str, Any] = {"grader": "own", "name": name.rpartition(":")[2], "place": _place(name)}
+    job["from_table"] = ":" not in name
     job["paths"] = os.pathsep.join(sys.path)
 
     def score(texts: Sequence[str], rows: Sequence[Row]) -> list[float | None]:

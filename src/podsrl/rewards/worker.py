@@ -55,22 +55,23 @@ def _dataset(name: str, arguments: str) -> Any:
     return create_dataset(name, **json.loads(arguments))
 
 
-def grade_own(name: str, place: str, paths: str, arguments: str) -> float:
+def grade_own(name: str, place: str, paths: str, from_table: bool, arguments: str) -> float:
     """Return the score that a user's own grader gives."""
-    grade = load_own(name, place, paths)
+    grade = load_own(name, place, paths, from_table)
     return float(grade(**taken_by(grade, json.loads(arguments))))
 
 
-def load_own(name: str, place: str, paths: str, **_: Any) -> Any:
+def load_own(name: str, place: str, paths: str, from_table: bool, **_: Any) -> Any:
     """Return a user's grader: what `place`, a file or module, calls so in `GRADERS`, or has.
 
-    paths: where the process that asks finds modules.
+    paths: where the process that asks finds modules. from_table: it is the one in `GRADERS`, and
+    not the function of that name, which may be of another file than the table's.
     """
-    return _own_grader(name, place, paths)
+    return _own_grader(name, place, paths, from_table)
 
 
 @cache
-def _own_grader(name: str, place: str, paths: str) -> Any:
+def _own_grader(name: str, place: str, paths: str, from_table: bool) -> Any:
     # Behind this process's own, so that nothing of those is hidden.
     sys.path += [path for path in paths.split(os.pathsep) if path not in sys.path]
     if place.endswith(".py"):
@@ -81,7 +82,7 @@ def _own_grader(name: str, place: str, paths: str) -> Any:
     else:
         module = importlib.import_module(place)
     table = getattr(sys.modules.get("podsrl.rewards.graders"), "GRADERS", {})
-    return table[name] if name in table else getattr(module, name)
+    return table[name] if from_table and name in table else getattr(module, name)
 
 
 def taken_by(function: Any, arguments: dict[str, Any]) -> dict[str, Any]:
