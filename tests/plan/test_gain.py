@@ -11,7 +11,7 @@ from podsrl.plan.fit import Costs, Line
 from podsrl.plan.gain import _graded, advise, candidates, success_rates
 from podsrl.plan.noise import UNKNOWN, Noise
 from podsrl.plan.pilot import Pilot
-from podsrl.plan.tell import as_json, draw, lines, notes_on
+from podsrl.plan.tell import as_json, draw, lines, notes_on, pilot_line
 
 FREE_MEMORY = Line(0.0, 0.0)
 KNOWN = Noise(0.3, 0.1, 0.9, 12, 48, "all parameters")
@@ -142,7 +142,7 @@ def test_edge_cases_are_told_in_words_json_and_a_figure(counts, tmp_path):
     content = json.loads(json.dumps(as_json(pilot, rates, advice), allow_nan=False))
     assert len(content["gains"]) == len(candidates(4))
     assert content["pilot"]["rho"]["high"] is None  # infinity
-    text = "\n".join(lines(pilot, rates, advice))
+    text = "\n".join([pilot_line(pilot), *lines(pilot, rates, advice)])
     assert f"{16 * len(counts)} rollouts of {len(counts)} prompts" in text
     assert ("no rollout of the pilot was right" in text) == (sum(counts) == 0)
     assert ("every rollout of the pilot was right" in text) == (min(counts) == 16)
