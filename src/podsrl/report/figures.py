@@ -112,9 +112,7 @@ def _draw_lead(axes: Any, name: str, lead: dict[str, Any], color: str, unit: Uni
 def _lead_limit(leads: Iterable[dict[str, Any]]) -> float | None:
     """Where to cut the bands of very few runs, beside which every mean would be a flat line."""
     means = [abs(value) for lead in leads for value in lead["value"]]
-    bounds = [
-        abs(low) for lead in leads for low in (*lead["low"], *lead["high"]) if low is not None
-    ]
+    bounds = [abs(x) for lead in leads for x in (*lead["low"], *lead["high"]) if x is not None]
     limit = 100 * BAND_IN_MEANS * max(means)
     return limit if 0 < limit < 100 * max(bounds, default=0.0) else None
 
