@@ -32,9 +32,10 @@ def read_run(folder: Path) -> dict[str, Any]:
             f"{folder} is no run: there is no config.json. Name a recipe, or a folder that podsrl "
             "train or PODSTrainer wrote"
         )
-    if len(read_metrics(folder)) <= NUM_WARM_UP:
+    num_steps = len(read_metrics(folder))
+    if num_steps <= NUM_WARM_UP:
         raise ValueError(
-            f"{folder} has {len(read_metrics(folder))} logged steps: it takes {NUM_WARM_UP + 1}, "
+            f"{folder} has {num_steps} logged steps: it takes {NUM_WARM_UP + 1}, "
             "as the first is not counted; plan a recipe, or train with logging_steps 1"
         )
     settings: dict[str, Any] = read_json(folder / "config.json")

@@ -5,6 +5,7 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from podsrl.core.objectives import OBJECTIVES
+from podsrl.trl.needs import check_needs
 
 if TYPE_CHECKING:
     from podsrl.trl.config import PODSConfig
@@ -90,7 +91,7 @@ def check_behaviours(config: "PODSConfig") -> None:
             not config.sampling_rounds
         ),
     }
-    _check_needs(config, needs)
+    check_needs("behaviours needs", needs, "leave behaviours out")
     if behaviours_differ(config):
         _check_other_policies(config)
 
@@ -122,13 +123,7 @@ def _check_other_policies(config: "PODSConfig") -> None:
             config.advantage != "krpo"
         ),
     }
-    _check_needs(config, needs)
-
-
-def _check_needs(config: "PODSConfig", needs: dict[str, Any]) -> None:
-    for need, is_met in needs.items():
-        if not is_met:
-            raise ValueError(f"behaviours needs {need}. Change it, or leave behaviours out.")
+    check_needs("behaviours needs", needs, "leave behaviours out")
 
 
 def _check_shares(config: "PODSConfig") -> None:

@@ -15,6 +15,7 @@ from podsrl.core.schedule import smallest_unit
 from podsrl.core.select import RULES
 from podsrl.core.selection import BUDGETS
 from podsrl.trl.behaviours_checks import check_behaviours
+from podsrl.trl.needs import check_needs
 from podsrl.trl.objective_checks import check_objective
 from podsrl.trl.rounds_checks import check_rounds
 
@@ -231,9 +232,7 @@ def _check_early_stop(config: "PODSConfig") -> None:
         "whole groups in each process: per_device_train_batch_size x steps_per_generation "
         f"= {rows} must be a multiple of num_generations": rows % config.num_generations == 0,
     }
-    for need, is_met in needs.items():
-        if not is_met:
-            raise ValueError(f"early_stop needs {need}. Change it, or leave early_stop out.")
+    check_needs("early_stop needs", needs, "leave early_stop out")
 
 
 def _check_bounds(config: "PODSConfig") -> None:

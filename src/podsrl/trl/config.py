@@ -254,13 +254,10 @@ class PODSConfig(GRPOConfig):
         "Default: 2 m, at most n."
     )
 
-    write_run: bool | None = field(
-        default=None,
-        metadata={
-            "help": "Write the run's settings, metrics, rollouts, learning curve and result into "
-            "output_dir, for podsrl view, report and plan, and show progress. Default: where "
-            "output_dir is given. podsrl train always does."
-        },
+    write_run: bool | None = left_out(
+        "Write the run's settings, metrics, rollouts, learning curve and result into "
+        "output_dir, for podsrl view, report and plan, and show progress. Default: where "
+        "output_dir is given. podsrl train always does."
     )
 
     def __post_init__(self) -> None:

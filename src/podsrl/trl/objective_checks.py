@@ -12,6 +12,7 @@ from podsrl.core.objectives.pairing import PAIR_MODES
 from podsrl.core.objectives.pairs import SEGMENTS
 from podsrl.core.objectives.regression import TIES
 from podsrl.core.select import RULES
+from podsrl.trl.needs import check_needs
 
 if TYPE_CHECKING:
     from podsrl.trl.config import PODSConfig
@@ -164,11 +165,7 @@ def _check_verdicts(config: "PODSConfig") -> None:
             and config.steps_per_generation == config.gradient_accumulation_steps
         ),
     }
-    for need, is_met in needs.items():
-        if not is_met:
-            raise ValueError(
-                f"veripo_checks and veripo_max_tokens need {need}. Change it, or leave them out."
-            )
+    check_needs("veripo_checks and veripo_max_tokens need", needs, "leave them out")
 
 
 def places_of_checks(config: "PODSConfig", names: Sequence[str]) -> list[int]:

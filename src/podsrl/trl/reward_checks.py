@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from accelerate import PartialState
 from trl import GRPOTrainer
 
+from podsrl.trl.needs import check_needs
 from podsrl.trl.objective_checks import places_of_checks
 
 if TYPE_CHECKING:
@@ -62,12 +63,8 @@ def refuse_parts_of_groups(config: "PODSConfig", functions: Iterable[Any]) -> No
             processes == 1 or not config.refill_constant_groups
         ),
     }
-    for need, is_met in needs.items():
-        if not is_met:
-            raise ValueError(
-                f"the reward {names[0]} reads all n rollouts of a prompt at once and needs {need}. "
-                f"Change it, or leave {names[0]} out."
-            )
+    what = f"the reward {names[0]} reads all n rollouts of a prompt at once and needs"
+    check_needs(what, needs, f"leave {names[0]} out")
 
 
 def refuse_group_rewards(host: GRPOTrainer) -> None:

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from podsrl.core.combine import SUM_THEN_NORMALIZE
 from podsrl.core.rounds import first_round
+from podsrl.trl.needs import check_needs
 
 if TYPE_CHECKING:
     from podsrl.trl.config import PODSConfig
@@ -29,9 +30,7 @@ def check_rounds(config: "PODSConfig") -> None:
         ),
         "early_stop=False, which would stop the same groups within a round": not config.early_stop,
     }
-    for need, is_met in needs.items():
-        if not is_met:
-            raise ValueError(f"sampling_rounds needs {need}. Change it, or set sampling_rounds=0.")
+    check_needs("sampling_rounds needs", needs, "set sampling_rounds=0")
     _check_sizes(config)
 
 
