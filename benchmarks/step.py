@@ -1,10 +1,12 @@
 """Seconds of one training step, arm by arm, phase by phase, and how far each is from its floor.
 
     python benchmarks/step.py --output benchmarks/step.json
+    python benchmarks/step.py --tokens 1024 --cases "tiny 4 x (16 -> 4)"
 
 Three cases: one prompt 64 -> 16 and four prompts 16 -> 4 on the packaged model, and the latter on
 an untrained model of 2.4 M parameters. A case that is measured anew replaces its figures in the
-JSON and leaves the others. The arms of a case run in one process, in turn, `--repeats` times; each
+JSON and leaves the others. No rollout ends before the length limit, and rewards fall by a coin, so
+that no group is dead: what dead rows save is measured by dead_rows.py. The arms of a case run in one process, in turn, `--repeats` times; each
 time an arm's trainer is made anew, and its very first step is not counted.
 Phases: sampling, rewards, selection, log-probs and update (forward and backward), optimizer, and
 everything else; the JSON holds medians. Peak memory is the process's resident peak since the arm
@@ -20,6 +22,7 @@ import gc
 import json
 import statistics
 import time
+import zlib
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -74,9 +77,13 @@ def arms(case: Case) -> dict[str, dict[str, Any]]:
         f"pods {wide}/{kept}, TRL's paths": {**pods, **OFF},
         f"pods {wide}/{kept}, our sampling": {**pods, **OFF, "fast_sampling": True},
         f"pods {wide}/{kept}, packed update": {**pods, **OFF, "packed_update": True},
-        f"pods {wide}/{kept}, all rows": {**pods, "skip_dead_rows": False},
         f"pods {wide}/{kept}": pods,
     }
+
+
+def coin(completions: list[Any], **kwargs: Any) -> list[float]:
+    """1 for half of all completions, whatever they say, and always the same for one."""
+    return [float(zlib.crc32(repr(completion).encode()) % 2) for completion in completions]
 
 
 def run_arm(
@@ -104,10 +111,10 @@ def run_arm(
     )
     trainer = (PODSTrainer if pods else GRPOTrainer)(
         model=make_model(case.model),
-        reward_funcs=list(task.reward_funcs.values()),
+        reward_funcs=coin,
         args=config,
         train_dataset=Dataset.from_list(task.rows("train", 64)),
-        processing_class=make_tokenizer(case.model),
+        processing_class=never_ending(case.model),
     )
     trainer.remove_callback(PrinterCallback)
     watch = Stopwatch(trainer)
@@ -121,7 +128,12 @@ def run_arm(
 
 def make_model(name: str) -> Any:
     """The packaged model, or the untrained one of warm_up.py: 2.4 M parameters, few tokens."""
-    return load_model(name) if name != "tiny" else warm_up.make_model(make_tokenizer(name), 192, 4)
+    if name != "tiny":
+        model = load_model(name)
+    else:
+        model = warm_up.make_model(make_tokenizer(name), 192, 4)
+    model.generation_config.eos_token_id = None  # else TRL ends at the model's own besides
+    return model
 
 
 def make_tokenizer(name: str) -> Any:
@@ -131,6 +143,13 @@ def make_tokenizer(name: str) -> Any:
     return warm_up.make_tokenizer(
         [f"{row['prompt'][0]['content']} {row['answer']}" for row in rows]
     )
+
+
+def never_ending(name: str) -> Any:
+    """The tokenizer with an end of text that has no row in the model's head: it is never drawn."""
+    tokenizer = make_tokenizer(name)
+    tokenizer.add_special_tokens({"eos_token": "<|never|>"})
+    return tokenizer
 
 
 def machine_rates() -> dict[str, float]:
@@ -198,13 +217,16 @@ def measure(case: Case, sizes: argparse.Namespace) -> dict[str, Any]:
     for repeat in range(sizes.repeats):
         rates.append(machine_rates())
         for name, options in arms(case).items():
+            if sizes.arms and name not in sizes.arms:
+                continue
             collected[name] += run_arm(case, options, sizes, warm_up=int(repeat == 0))
             seconds = collected[name][-1]["total"]
             print(f"{case.model} repeat {repeat} {name}: {seconds:.2f} s", flush=True)
     best = {key: max(rate[key] for rate in rates) for key in rates[0]}
     result: dict[str, Any] = {"rates": best, "arms": {}}
-    for name, options in arms(case).items():
-        figures = summarise(collected[name])
+    for name, steps in collected.items():
+        options = arms(case)[name]
+        figures = summarise(steps)
         least = floors(case, figures, options, best)
         figures["floor"] = least
         figures["over_floor"] = {phase: figures[phase] / least[phase] for phase in least}
@@ -232,6 +254,7 @@ def ratios(each: dict[str, Any], case: Case) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))
+    parser.add_argument("--arms", nargs="*", help="by name; default: all of the case")
     parser.add_argument("--tokens", type=int, default=24, help="length limit of a completion")
     parser.add_argument("--steps", type=int, default=1, help="counted steps per repeat")
     parser.add_argument("--repeats", type=int, default=3)
@@ -248,7 +271,7 @@ def main() -> None:
             k: v for k, v in vars(sizes).items() if k not in ("output", "cases")
         }
         measured["versions"] = versions(device_name(device))
-        result["cases"][name] = measured
+        result["cases"][name if sizes.tokens == 24 else f"{name}, {sizes.tokens} tokens"] = measured
         sizes.output.write_text(json.dumps(result, indent=2) + "\n")
         print(name, json.dumps(measured["ratios"], indent=2), flush=True)
 
