@@ -6,8 +6,9 @@
 Three cases: one prompt 64 -> 16 and four prompts 16 -> 4 on the packaged model, and the latter on
 an untrained model of 2.4 M parameters. A case that is measured anew replaces its figures in the
 JSON and leaves the others. No rollout ends before the length limit, and rewards fall by a coin, so
-that no group is dead: what dead rows save is measured by dead_rows.py. The arms of a case run in one process, in turn, `--repeats` times; each
-time an arm's trainer is made anew, and its very first step is not counted.
+that no group is dead: what dead rows save is measured by dead_rows.py. The arms of a case run in
+one process, in turn, `--repeats` times; each time an arm's trainer is made anew, and its very first
+step is not counted.
 Phases: sampling, rewards, selection, log-probs and update (forward and backward), optimizer, and
 everything else; the JSON holds medians. Peak memory is the process's resident peak since the arm
 began (the kernel's counter is set back), or the allocator's on CUDA. On a CPU it includes what the
@@ -103,6 +104,7 @@ def run_arm(
         lr_scheduler_type="constant",
         gradient_checkpointing=False,
         bf16=sizes.bf16,
+        use_cpu=device.type == "cpu",
         report_to=[],
         save_strategy="no",
         disable_tqdm=True,
@@ -128,10 +130,8 @@ def run_arm(
 
 def make_model(name: str) -> Any:
     """The packaged model, or the untrained one of warm_up.py: 2.4 M parameters, few tokens."""
-    if name != "tiny":
-        model = load_model(name)
-    else:
-        model = warm_up.make_model(make_tokenizer(name), 192, 4)
+    tiny = name == "tiny"
+    model = warm_up.make_model(make_tokenizer(name), 192, 4) if tiny else load_model(name)
     model.generation_config.eos_token_id = None  # else TRL ends at the model's own besides
     return model
 
