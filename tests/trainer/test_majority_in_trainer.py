@@ -97,6 +97,7 @@ def config(**changes: Any) -> PODSConfig:
         ({"early_stop": True, "reward_bounds": [0.0, 1.0]}, 1, "needs early_stop=False"),
         ({"sampling_rounds": 4}, 1, "needs sampling_rounds=0"),
         ({"objective": "sdpo"}, 1, "needs sdpo_segment='fixed'"),
+        ({"objective": "bmc", "bmc_bridges": 2}, 1, "needs bmc_bridges=0"),
         ({"objective": "qrpo"}, 1, "another objective than 'qrpo'"),
         ({"per_device_train_batch_size": 6}, 2, "= 6 must be a multiple of num_generations = 4"),
         ({"refill_constant_groups": 1}, 2, "refill_constant_groups=0 with several processes"),

@@ -10,21 +10,19 @@ Shape letters: P prompts, N sampled rollouts, F reward functions, B kept rows, R
 import itertools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from trl import GRPOTrainer
 
 from podsrl.core.combine import combine
-from podsrl.core.objectives.pairing import pair_rows
 from podsrl.core.objectives.segments import largest_fall, num_until_recovered
 from podsrl.core.selection import Selection
-from podsrl.trl.batch import COMPLETION_IDS, COMPLETIONS, TOOL_MASK, GenerationBatch, Rollouts
+from podsrl.trl.batch import GenerationBatch, Rollouts
 from podsrl.trl.replay import Dialogue, dialogue_of, turns_from
 from podsrl.trl.sample_and_score import metrics_kept
-
-LOG_PROBS = 4  # place of what GRPOTrainer._generate returns
+from podsrl.trl.winners import kept_pairs, with_winners
 
 
 @dataclass
@@ -78,25 +76,20 @@ class Branching:
         batch.metrics |= self._metrics(pairs, found, selection.rewards_PN)
         if batch.first_rewards_PNF is None:
             batch.first_rewards_PNF = selection.rewards_per_func_PNF
-        return self._with_winners(found, rollouts, selection)
+        winners = {pair.winner: pair.best for pair in found if pair.best is not None}
+        return with_winners(self.host, rollouts, selection, winners)
 
     def _pairs(self, rollouts: Rollouts, selection: Selection) -> list[Pair]:
-        rewards_PN, rows = selection.rewards_PN, selection.kept_rows_B.tolist()
-        rewards_B = rewards_PN.flatten()[selection.kept_rows_B]
-        pairs = pair_rows(rewards_B, selection.group_B)
-        candidates = zip(
-            *(each.tolist() for each in (pairs.chosen_K, pairs.rejected_K)), strict=True
-        )
-        real = itertools.compress(candidates, pairs.real_K.tolist())
-        groups, means_P = selection.group_B.tolist(), rewards_PN.nanmean(dim=1).tolist()
+        rewards_PN, num_rollouts = selection.rewards_PN, selection.rewards_PN.shape[1]
+        rewards_B, means_P = rewards_PN.flatten().tolist(), rewards_PN.nanmean(dim=1).tolist()
         found = [
             Pair(
-                winner=rows[winner],
-                loser=rows[loser],
-                dialogue=dialogue_of(rollouts, rows[loser], float(rewards_B[loser])),
-                values={0: means_P[groups[loser]]},
+                winner=winner,
+                loser=loser,
+                dialogue=dialogue_of(rollouts, loser, rewards_B[loser]),
+                values={0: means_P[loser // num_rollouts]},
             )
-            for winner, loser in real
+            for winner, loser in kept_pairs(selection)
         ]
         return [pair for pair in found if pair.dialogue.num_turns > 1]
 
@@ -167,31 +160,6 @@ class Branching:
         for dialogue, rewards_F, reward in zip(found, rewards_BF, rewards_B, strict=True):
             dialogue.rewards_F, dialogue.reward = rewards_F, reward
         return [found[i : i + num] for i in range(0, len(found), num)]
-
-    def _with_winners(
-        self, pairs: list[Pair], rollouts: Rollouts, selection: Selection
-    ) -> tuple[Rollouts, Selection]:
-        generated = [list(each) if isinstance(each, list) else each for each in rollouts.generated]
-        rewards_BF = selection.rewards_per_func_PNF.flatten(0, 1).clone()
-        for pair in pairs:
-            if pair.best is None:
-                continue
-            own = {
-                COMPLETION_IDS: pair.best.completion_ids,
-                TOOL_MASK: pair.best.tool_mask,
-                COMPLETIONS: pair.best.messages,
-                LOG_PROBS: pair.best.log_probs,
-            }
-            for place, value in own.items():
-                if generated[place] is not None:
-                    generated[place][pair.winner] = value
-            rewards_BF[pair.winner] = pair.best.rewards_F.to(rewards_BF)
-            for column in self.host._pending_extra_logs.values():
-                column[pair.winner] = None  # it was said of another rollout
-        rewards_PNF = rewards_BF.view_as(selection.rewards_per_func_PNF)
-        rewards_PN = selection.selector.combined(rewards_PNF)
-        chosen = Selection(selection.selector, rewards_PNF, rewards_PN, selection.kept_PN)
-        return replace(rollouts, generated=tuple(generated), rewards_per_func=rewards_BF), chosen
 
     def _metrics(
         self, pairs: list[Pair], found: list[Pair], rewards_PN: Tensor

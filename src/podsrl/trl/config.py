@@ -88,6 +88,10 @@ class PODSConfig(GRPOConfig):
         "objective='bmc': most that a token's weight grows where the rollouts of a "
         "pair differ. Default: 2."
     )
+    bmc_bridges: int | None = left_out(
+        "objective='bmc': how often the worse rollout of a pair is written anew, from where it "
+        "differs, for a better one that differs less. Default: 0."
+    )
     rbrm_alpha: float | None = left_out(
         "objective='rbrm': confidence in a pair is sigmoid(rbrm_alpha x difference of "
         "its rewards). Default: 7.5."

@@ -53,6 +53,7 @@ def check_objective(config: "PODSConfig") -> None:
     _check_pairs(config)
     _check_at_least(config, "sapg_mu_max", 1)
     _check_segments(config)
+    _check_bridges(config)
     _check_verdicts(config)
     if config.qrpo_ties not in (None, *TIES):
         raise ValueError(f"qrpo_ties is {config.qrpo_ties!r}; choose one of {', '.join(TIES)}.")
@@ -144,6 +145,31 @@ def _check_segments(config: "PODSConfig") -> None:
                 f"{name} is {getattr(config, name)!r}, but sdpo_segment='value_drop' needs "
                 f"{name}={value!r}, {reason}: leave {name} out, or set sdpo_segment='fixed'."
             )
+
+
+def _check_bridges(config: "PODSConfig") -> None:
+    """What writing rollouts anew cannot be beside."""
+    _check_at_least(config, "bmc_bridges", 0)
+    if config.objective != "bmc":
+        _refuse_set(config, "bmc_bridges", config.bmc_bridges)
+    if not config.bmc_bridges:
+        return
+    needs = {
+        "pair_mode='extremes', as each pair has a winner of its own": (
+            config.pair_mode == "extremes"
+        ),
+        f"multi_objective_aggregation={SUM_THEN_NORMALIZE!r}, as what is written anew is in no "
+        "group to be normalised within": config.multi_objective_aggregation == SUM_THEN_NORMALIZE,
+        "early_stop=False, which would count what is written anew as sampled": (
+            not config.early_stop
+        ),
+        "behaviours left out, as a rollout's place says whose it is": not config.behaviours,
+        "use_vllm=False, as each goes on from tokens of its own": not config.use_vllm,
+        "use_transformers_continuous_batching=False, as each goes on from tokens of its own": (
+            not config.use_transformers_continuous_batching
+        ),
+    }
+    check_needs("bmc_bridges needs", needs, "leave bmc_bridges out")
 
 
 def _check_verdicts(config: "PODSConfig") -> None:

@@ -193,6 +193,8 @@ def _refuse_turns(args: PODSConfig, arguments: dict[str, Any]) -> None:
     reason = None
     if args.behaviours:
         reason = "behaviours says who samples a rollout by its place in the group"
+    elif args.bmc_bridges:
+        reason = "bmc_bridges goes on from the midst of a rollout, as of one turn"
     elif objective is not None and objective.needs_prefixes:
         reason = f"objective={args.objective!r} scores what stands before each token as an answer"
     name = next((name for name in TURNS if arguments.get(name)), None)
@@ -240,7 +242,9 @@ def _refuse_objective(host: GRPOTrainer) -> None:
             "one process."
         )
     if host.args.sdpo_segment == "value_drop":
-        _refuse_branches(host)
+        _refuse_branches(host, "sdpo_segment='value_drop'", "set sdpo_segment='fixed'")
+    if host.args.bmc_bridges:
+        _refuse_branches(host, "bmc_bridges", "leave bmc_bridges out")
     if objective.needs_reference_rewards:
         _refuse_reference(host)
     if objective.schedule is not None and host.args.budget == "pooled":
@@ -254,7 +258,7 @@ def _refuse_objective(host: GRPOTrainer) -> None:
         _refuse_prefixes(host)
 
 
-def _refuse_branches(host: GRPOTrainer) -> None:
+def _refuse_branches(host: GRPOTrainer, what_samples: str, remedy: str) -> None:
     cases = {
         "several processes, which would sample different numbers of them": (
             host.accelerator.num_processes > 1
@@ -264,8 +268,7 @@ def _refuse_branches(host: GRPOTrainer) -> None:
     for what, holds in cases.items():
         if holds:
             raise NotImplementedError(
-                f"sdpo_segment='value_drop' samples continuations, which does not serve {what}: "
-                "set sdpo_segment='fixed'."
+                f"{what_samples} samples continuations, which does not serve {what}: {remedy}."
             )
 
 

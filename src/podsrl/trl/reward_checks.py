@@ -55,6 +55,7 @@ def refuse_parts_of_groups(config: "PODSConfig", functions: Iterable[Any]) -> No
         "sdpo_segment='fixed', as continuations are scored by themselves": (
             config.sdpo_segment != "value_drop"
         ),
+        "bmc_bridges=0, as what is written anew is scored by itself": not config.bmc_bridges,
         "whole groups in each process: per_device_train_batch_size x steps_per_generation = "
         f"{rows} must be a multiple of num_generations = {config.num_generations}": (
             processes == 1 or rows % config.num_generations == 0

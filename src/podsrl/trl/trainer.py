@@ -32,6 +32,7 @@ from podsrl.runs.recorder import RunRecorder
 from podsrl.trl.batch import GenerationBatch, Rollouts, selector_of, use_old_log_probs
 from podsrl.trl.behaviours import Behaviours
 from podsrl.trl.branches import Branching
+from podsrl.trl.bridges import Bridging
 from podsrl.trl.citation import CITATION, TITLE
 from podsrl.trl.clock import PhaseClock, StepClock, peak_memory_gib
 from podsrl.trl.dealing import deal
@@ -113,6 +114,7 @@ class PODSTrainer(GRPOTrainer):
         sample = SampleAndScore(self, super()._generate, self.stopping)
         self.sample = InRounds(self, sample) if args.sampling_rounds else sample
         self.branching = Branching(self) if args.sdpo_segment == "value_drop" else None
+        self.bridging = Bridging(self) if args.bmc_bridges else None
         self.refilling = Refilling(self) if args.refill_constant_groups else None
         sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
         passes = LogProbs(self.accelerator.autocast, packs=args.packed_update, is_sharded=sharded)
@@ -182,8 +184,8 @@ class PODSTrainer(GRPOTrainer):
             rollouts = self.refilling(batch, rollouts, seed=self._selection_seed())
         self.clock.begin("selection")
         selection = self._select(batch, rollouts)
-        if self.branching:
-            rollouts, selection = self.branching(batch, rollouts, selection)
+        if sample_winners := self.branching or self.bridging:
+            rollouts, selection = sample_winners(batch, rollouts, selection)
             self.clock.begin("selection")
         # TRL logs this list of prompts and takes its length for the rows of this process.
         prompts[:], kept = batch.choose(self, rollouts, selection)

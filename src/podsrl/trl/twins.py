@@ -37,7 +37,9 @@ def twin_of(config: "PODSConfig") -> str | None:
         "sapg": _sapg(config),
         "vargrad": f"'agro': its loss is {2 / float(config.beta or 1) ** 2:.4g} times agro's",
         "tdpo2": "'dpo': tdpo_alpha is 0" if config.tdpo_alpha == 0 else None,
-        "bmc": "'dpo': bmc_delta is 0" if config.bmc_delta == 0 else None,
+        "bmc": (
+            "'dpo': bmc_delta is 0" if config.bmc_delta == 0 and not config.bmc_bridges else None
+        ),
     }
     if words.get(config.objective):
         return f"objective={config.objective!r} trains as {words[config.objective]}"

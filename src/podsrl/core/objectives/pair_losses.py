@@ -7,12 +7,11 @@ docstring; docs/methods.md says which of them we have read and which we know sec
 Shape letters: B flat rows, T completion tokens, K candidate pairs.
 """
 
-from difflib import SequenceMatcher
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from podsrl.core.objectives.bridging import differing_places
 from podsrl.core.objectives.pairing import Pairs
 
 
@@ -108,8 +107,7 @@ def differing_tokens(ids_BT: Tensor, mask_BT: Tensor, pairs: Pairs) -> tuple[Ten
 
     difflib's matching blocks over token ids; runs on the host, and reads ids and pairs back from
     the device once. Two independent samples have little in common, so most tokens differ unless
-    the rollouts are short or alike: the paper's bridging phase, in which a language model rewrites
-    the rejected answer to resemble the chosen one, is not part of this.
+    the rollouts are short or alike, or bridged (`bridge_starts`).
 
     Example: ids (5, 6, 7) and (5, 8, 7): the second token of each.
     """
@@ -124,11 +122,8 @@ def differing_tokens(ids_BT: Tensor, mask_BT: Tensor, pairs: Pairs) -> tuple[Ten
     ):
         if not real:
             continue
-        chosen, rejected = (tokens[row] for row in rows_of_pair)
-        matches = SequenceMatcher(None, chosen, rejected, autojunk=False)
+        others = differing_places(*(tokens[row] for row in rows_of_pair))
         for side, row in enumerate(rows_of_pair):
-            same = {m[side] + i for m in matches.get_matching_blocks() for i in range(m.size)}
-            other = [place for i, place in enumerate(places[row]) if i not in same]
-            differs[side, pair, other] = True
+            differs[side, pair, [places[row][i] for i in others[side]]] = True
     chosen_KT, rejected_KT = differs.to(ids_BT.device)
     return chosen_KT, rejected_KT

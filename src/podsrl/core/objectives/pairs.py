@@ -95,14 +95,16 @@ def bmc(batch: KeptBatch, *, beta: float, bmc_delta: float, pair_mode: str = "ex
     """DPO in which tokens that tell the two rollouts apart weigh more where they are unsure.
 
     The modelling phase of BMC, arXiv 2408.07471; the formula is in `bmc_margins`. Its bridging
-    phase, which rewrites the rejected answer, is not part of this.
+    phase puts other rollouts into the batch beforehand (`bridge_starts`); which two are a pair is
+    then in `batch.extras["segment_pair"]`, (B,) int64, equal for the two rows of a pair and for no
+    others.
 
     Needs `batch.extras["completion_ids"]`, (B, T). Which tokens differ is found on the host by
     difflib, which reads the ids back once per micro-batch: here, and not when the rollouts are
     sampled, because only here are the pairs known for both pair modes and any order of rows.
     Arguments and result are otherwise those of `dpo`; delta = 0 is `dpo`.
     """
-    pairs = pairs_of(batch, pair_mode)
+    pairs = _given_pairs(batch, pair_mode)
     differs = differing_tokens(batch.extras["completion_ids"], batch.mask_BT, pairs)
     log_ratios_BT = batch.log_ratio_BT()
     margin_K = bmc_margins(batch.log_probs_BT, log_ratios_BT, pairs, differs, delta=bmc_delta)
@@ -147,12 +149,10 @@ def sdpo(
     needs `batch.extras`, each (B,) int64: `segment_pair`, equal for the two rows of a pair and for
     no others, `segment_first` and `segment_num`. Arguments and result are otherwise those of `dpo`.
     """
-    pairs = pairs_of(batch, pair_mode)
+    pairs = _given_pairs(batch, pair_mode)
     first: int | Tensor = sdpo_first_turn or 0
     num: int | Tensor | None = sdpo_num_turns
     if sdpo_segment == "value_drop":
-        two_by_two = replace(batch, group_B=batch.extras["segment_pair"])
-        pairs = replace(pairs_of(two_by_two, pair_mode), num_possible=pairs.num_possible)
         first, num = batch.extras["segment_first"], batch.extras["segment_num"]
     margin_K, pairs = segment_margins(
         batch.log_ratio_BT(), turns(batch.mask_BT), pairs, first=first, num=num
@@ -182,6 +182,15 @@ def pairs_of(batch: KeptBatch, pair_mode: str) -> Pairs:
     """The pairs of the rows that have a reward and tokens."""
     rewards_B = batch.rewards_B.masked_fill(~batch.counts_B, float("nan"))
     return pair_rows(rewards_B, batch.group_B, mode=pair_mode)
+
+
+def _given_pairs(batch: KeptBatch, pair_mode: str) -> Pairs:
+    """Those of `pairs_of`, but only of rows that are said to be a pair where any are."""
+    pairs = pairs_of(batch, pair_mode)
+    if "segment_pair" not in batch.extras:
+        return pairs
+    two_by_two = replace(batch, group_B=batch.extras["segment_pair"])
+    return replace(pairs_of(two_by_two, pair_mode), num_possible=pairs.num_possible)
 
 
 def mean_over_pairs(
