@@ -21,6 +21,8 @@ from typing import Any
 GROUP = "podsrl.plugins"
 OWN = "podsrl_own_"
 """How the modules are called that a user's files become."""
+PROBE = "probe:"
+"""Begins a reward that is a head, named by its file."""
 REFERENCES = ("reward_funcs", "plugins")
 """Settings that are lists of references."""
 DATA = ("dataset_name", "datasets", "test_datasets")
@@ -60,9 +62,9 @@ def _data_beside(value: Any, folder: Path) -> Any:
 def _beside(reference: Any, folder: Path) -> Any:
     if not isinstance(reference, str) or not _file(reference):
         return reference
+    begin, end = reference.split(_file(reference), 1)
     place = folder / _file(reference)
-    name = reference[len(_file(reference)) :]
-    return f"{place.absolute()}{name}" if place.is_file() else reference
+    return f"{begin}{place.absolute()}{end}" if place.is_file() else reference
 
 
 def load_plugins(references: Iterable[str]) -> None:
@@ -135,6 +137,8 @@ def told_with_line(error: BaseException, file: str | None) -> str:
 
 def _file(reference: str) -> str:
     """The file that is named, nothing where it is a module."""
+    if reference.startswith(PROBE):
+        return reference.removeprefix(PROBE)
     path, _, _ = reference.rpartition(":")
     return next((each for each in (path, reference) if each.endswith(".py")), "")
 

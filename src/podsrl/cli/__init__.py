@@ -17,6 +17,7 @@ VERBS = {
     "tune": "look for the settings that learn most at equal training time, and confirm them",
     "evaluate": "measure a model on a task: accuracy, format, length, with 95 % intervals",
     "view": "write a page of a run's rollouts: rewards, kept or dropped and why",
+    "probe": "fit a head that predicts success from hidden states, of a run's rollouts",
     "select": "show which rollouts each rule keeps for the rewards in a file",
     "push": "upload a run's model and its card to the Hugging Face hub",
     "doctor": "say what is installed, what this machine can do, and what is slow and why",

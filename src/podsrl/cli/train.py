@@ -39,7 +39,8 @@ what is learned
   --answer_format HOW     where the answer stands: tags (most tasks' default) or number, the last
   --answer_column NAME    column of your data with the right answer (default: answer)
   --reward_funcs R ...    rewards instead of the task's: its own by name (correctness), yours as
-                          my_reward.py:closeness or my.module:closeness; --reward_weights W ...
+                          my_reward.py:closeness or my.module:closeness, a head that podsrl probe
+                          wrote as probe:HEAD.safetensors; --reward_weights W ...
   --majority_gate SHARE, --majority_stop SHARE   of --reward_funcs majority, which needs no answers:
                           how many must agree, and how many in all end the run (docs/tasks.md)
   --grader G              what is right: math, yours by a name of plugins or my_grader.py:close

@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
 
     run = Path(options.run)
     output = Path(options.output) if options.output else _default_output(run)
-    page = view_page(run, steps=_steps(options.steps), limit=options.limit)
+    page = view_page(run, steps=steps_of(options.steps), limit=options.limit)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(page, encoding="utf-8")
     print(f"{output}  ({output.stat().st_size / 2**20:.1f} MiB)")
@@ -39,8 +39,8 @@ def _default_output(run: Path) -> Path:
     return (run if run.is_dir() else run.parent) / "view.html"
 
 
-def _steps(text: str) -> tuple[int | None, int | None]:
-    """First and last step of "a:b"; either may be left out, and "a" alone is one step."""
+def steps_of(text: str) -> tuple[int | None, int | None]:
+    """Return first and last step of "a:b"; either may be left out, and "a" alone is one step."""
     first, colon, last = text.partition(":")
     try:
         start = int(first) if first else None

@@ -96,7 +96,7 @@ def batch_records(
         places = range(i * num_rollouts, (i + 1) * num_rollouts)
         kept_N = [place in kept for place in places]
         record: dict[str, Any] = {
-            "question": _question(row["prompt"]),
+            "question": question_of(row["prompt"]),
             "rewards": [_number(reward) for reward in rewards_N],
             "parts": [[_number(reward) for reward in part_N] for part_N in parts_PFN[i]],
             "num_tokens": [lengths[place] for place in places],
@@ -113,8 +113,8 @@ def batch_records(
     return records
 
 
-def _question(prompt: Any) -> str | None:
-    """The last user message of a chat, or the prompt itself."""
+def question_of(prompt: Any) -> str | None:
+    """Return the last user message of a chat, or the prompt itself."""
     if isinstance(prompt, str):
         return prompt
     asked = [message for message in prompt if message["role"] == "user"]

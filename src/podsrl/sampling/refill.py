@@ -52,6 +52,8 @@ def decode_refilling(
             uniform_B=uniform_AT[rows.number_B, places.place_B],
             context_BL=rows.context_BL,
         )
+        if rows.tap is not None:
+            rows.tap.drawn(rows.number_B, rows.ended_B)
         token_B = torch.where(rows.ended_B, settings.pad_token_id, token_B)
         tokens_AT[rows.number_B, places.place_B] = token_B
         log_probs_AT[rows.number_B, places.place_B] = log_prob_B
@@ -85,6 +87,8 @@ def _begin(
 ) -> Rows:
     """The first rows, and a cache with room for as many at any time."""
     source_B = source_A[:max_rows].clone()
+    if prompts.tap is not None:
+        prompts.tap.begin(source_B, len(source_A))
     places = Places(torch.zeros_like(source_B))
     return Rows(
         RolloutCache.at_places(prompts.cache, settings.max_new_tokens, max_rows, places),
@@ -97,6 +101,7 @@ def _begin(
         SharedPrompts(prompts.cache, prompts.lengths_P.tolist(), source_B, places),
         prompts.ids_PL.shape[1],
         places,
+        prompts.tap,
     )
 
 
@@ -105,6 +110,8 @@ def admit(
 ) -> None:
     """Rows that begin now, behind the living ones, where the cache has room."""
     assert rows.places is not None and rows.shared is not None
+    if rows.tap is not None:
+        rows.tap.admitted(source_K, num_living=len(rows.source_B))
     rows.source_B = torch.cat([rows.source_B, source_K])
     rows.number_B = torch.cat([rows.number_B, number_K])
     rows.position_B = torch.cat([rows.position_B, prompts.lengths_P[source_K]])

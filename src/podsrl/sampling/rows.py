@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from podsrl.sampling.cache import Places, RolloutCache
 from podsrl.sampling.settings import SamplingSettings
 from podsrl.sampling.shared_prompt import SharedPrompts, shared_prompt_mode
+from podsrl.sampling.tap import Tap
 
 
 @dataclass
@@ -25,6 +26,7 @@ class Prompts:
     lengths_P: Tensor
     ids_PL: Tensor
     mask_PL: Tensor | None
+    tap: Tap | None = None
 
 
 @dataclass
@@ -43,10 +45,15 @@ class Rows:
     """Columns of the prompts, where the cache does not hold them."""
     places: Places | None = None
     """Where rows stand that have not begun together."""
+    tap: Tap | None = None
+    """Keeps their hidden states; None where nobody asks."""
 
 
 def read(
-    model: PreTrainedModel, prompt_ids: list[list[int]], settings: SamplingSettings
+    model: PreTrainedModel,
+    prompt_ids: list[list[int]],
+    settings: SamplingSettings,
+    tap: Tap | None = None,
 ) -> Prompts:
     """Run the prompts through the model once, padded on the left where lengths differ."""
     device, longest = model.device, max(map(len, prompt_ids))
@@ -66,7 +73,9 @@ def read(
         use_cache=True,
         logits_to_keep=1,
     )
-    return Prompts(cache, output.logits[:, -1], lengths_P, ids_PL, mask_PL)
+    if tap is not None:
+        tap.read()
+    return Prompts(cache, output.logits[:, -1], lengths_P, ids_PL, mask_PL, tap)
 
 
 def start(prompts: Prompts, source_B: Tensor, settings: SamplingSettings, *, share: bool) -> Rows:
@@ -75,6 +84,8 @@ def start(prompts: Prompts, source_B: Tensor, settings: SamplingSettings, *, sha
     share: they read their prompts' keys and values where these are, instead of having copies.
     """
     num_new, width = settings.max_new_tokens, prompts.ids_PL.shape[1]
+    if prompts.tap is not None:
+        prompts.tap.begin(source_B, len(source_B))
     mask_BL = shared = None
     if share:
         shared = SharedPrompts(prompts.cache, prompts.lengths_P.tolist(), source_B)
@@ -93,6 +104,7 @@ def start(prompts: Prompts, source_B: Tensor, settings: SamplingSettings, *, sha
         context_of(prompts, source_B, settings),
         shared,
         width if share else 0,
+        tap=prompts.tap,
     )
 
 
@@ -162,6 +174,8 @@ def next_logits(model: PreTrainedModel, rows: Rows, token_B: Tensor) -> Tensor:
     rows.position_B = rows.position_B + 1
     if rows.places is not None:
         rows.places.advance()
+    if rows.tap is not None:
+        rows.tap.stepped()
     return output.logits[:, -1]
 
 

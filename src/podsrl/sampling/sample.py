@@ -6,6 +6,7 @@ Shape letters: P prompts, N rollouts per prompt, B rows decoded together, T new 
 positions, V vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,9 +28,13 @@ from podsrl.sampling.refill import decode_refilling
 from podsrl.sampling.rows import Prompts, attention_mode, next_logits, read, retire, start
 from podsrl.sampling.settings import SamplingSettings
 from podsrl.sampling.shared_prompt import can_share_prompts, sharing_pays
+from podsrl.sampling.tap import States, Tap, tapped
 
 # Looking whether rows have ended makes the host wait for a CUDA device; a CPU knows anyway.
 STEPS_BETWEEN_CHECKS_CUDA = 8
+
+Row = tuple[list[int], list[float], Tensor | None]
+"""Tokens of a rollout, their log-probs, and the states (D, H) of its last token where tapped."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,8 @@ class SampledRollouts:
     """Tokens up to and with the first end token, at most `max_new_tokens`."""
     log_probs: list[list[float]] | None
     """Of each token under the distribution it was drawn from; None when not asked for."""
+    states: States | None = None
+    """Hidden states of `tap_layers`, rollouts prompt by prompt; None without."""
 
 
 def sample(
@@ -53,6 +60,7 @@ def sample(
     autocast_dtype: torch.dtype | None = None,
     return_log_probs: bool = False,
     monitor: Monitor | None = None,
+    tap_layers: Sequence[int] = (),
 ) -> SampledRollouts:
     """`num_rollouts` rollouts of each prompt, distributed as `model.generate` would sample them.
 
@@ -64,25 +72,30 @@ def sample(
     run under autocast in this dtype, weights that require a gradient being cast once per call
     instead of once per step; default: no autocast of ours. monitor: hears of each rollout that
     ends and may stop others, which then have the tokens drawn so far, at least one; the draws of
-    the others do not depend on it.
+    the others do not depend on it. tap_layers: layers whose hidden states are kept on the way, at
+    each prompt's last token and where each rollout's last token was drawn (see `tap`); draws and
+    tokens are the same bits with and without.
     Rollouts of a long prompt read one copy of its keys and values where that pays, which moves
     log-probs by rounding (see `shared_prompt`); first tokens do not change.
     The repetition penalty concerns the prompt's and the rollout's own tokens; `generate` also
     penalises the padding token in prompts that it pads.
 
-    Raises `ValueError` for no prompt, an empty prompt, or `num_rollouts` or `max_rows` below 1.
+    Raises `ValueError` for no prompt, an empty prompt, `num_rollouts` or `max_rows` below 1, or a
+    layer that the model does not have.
     Example: 2 prompts and `num_rollouts=3` give 6 lists, the first 3 of them for prompt 0.
     """
     if not prompt_ids or not all(prompt_ids):
         raise ValueError(f"prompt_ids={prompt_ids} must be one or more prompts of 1 token or more")
     if num_rollouts < 1:
         raise ValueError(f"num_rollouts={num_rollouts} must be at least 1")
-    rows: list[tuple[list[int], list[float]]] = []
+    rows: list[Row] = []
+    prompt_states: list[Tensor] = []
     with (
         evaluation(model),
         torch.no_grad(),
         merged_adapters(model, autocast_dtype, num_steps=settings.max_new_tokens),
         autocast(model.device, autocast_dtype),
+        tapped(model, tap_layers) as tap,
     ):
         max_rows, share = _plan_rows(model, prompt_ids, num_rollouts, settings, max_rows)
         chunks = plan_chunks(len(prompt_ids), num_rollouts, max_rows)
@@ -91,16 +104,20 @@ def sample(
         for prompts_range, counts in chunks:
             chosen = [prompt_ids[i] for i in prompts_range]
             watch = Watch(monitor, prompts_range.start * num_rollouts, num_rollouts)
+            common = (model, chosen, settings, generator)
             if share and len(chosen) * num_rollouts > max_rows:
                 rows += _sample_refilling(
-                    model, chosen, num_rollouts, settings, generator, max_rows=max_rows, watch=watch
+                    *common, num_rollouts=num_rollouts, max_rows=max_rows, watch=watch, tap=tap
                 )
-                continue
-            rows += _sample_prompts(
-                model, chosen, counts, settings, generator, watch=watch, share=share
-            )
+            else:
+                rows += _sample_prompts(*common, counts=counts, watch=watch, tap=tap, share=share)
+            if tap is not None:
+                prompt_states.append(tap.prompt_PDH)
+    last_states = [states for _, _, states in rows if states is not None]
     return SampledRollouts(
-        [tokens for tokens, _ in rows], [each for _, each in rows] if return_log_probs else None
+        [tokens for tokens, _, _ in rows],
+        [log_probs for _, log_probs, _ in rows] if return_log_probs else None,
+        States(torch.cat(prompt_states), torch.stack(last_states)) if tap is not None else None,
     )
 
 
@@ -143,16 +160,17 @@ def _plan_rows(
 def _sample_prompts(
     model: PreTrainedModel,
     prompt_ids: list[list[int]],
-    counts: list[int],
     settings: SamplingSettings,
     generator: torch.Generator | None,
     *,
+    counts: list[int],
     watch: Watch,
+    tap: Tap | None,
     share: bool,
-) -> list[tuple[list[int], list[float]]]:
-    """Tokens and log-probs of sum(counts) rollouts of each prompt, prompt by prompt."""
-    prompts = read(model, prompt_ids, settings)
-    by_prompt: list[list[tuple[list[int], list[float]]]] = [[] for _ in prompt_ids]
+) -> list[Row]:
+    """sum(counts) rollouts of each prompt, prompt by prompt."""
+    prompts = read(model, prompt_ids, settings, tap)
+    by_prompt: list[list[Row]] = [[] for _ in prompt_ids]
     for count in counts:
         source_B = torch.arange(len(prompt_ids), device=model.device).repeat_interleave(count)
         # All numbers in advance, by row and step: what a row draws depends neither on when others
@@ -163,7 +181,7 @@ def _sample_prompts(
             tokens_BT, log_probs_BT = _decode(
                 model, prompts, source_B, uniform_BT, settings, watch=watch, share=share
             )
-        rows = _unpad(tokens_BT, log_probs_BT, settings, watch.length_of_stopped)
+        rows = _unpad(tokens_BT, log_probs_BT, settings, watch.length_of_stopped, tap)
         for i, rollouts in enumerate(by_prompt):
             rollouts += rows[i * count : (i + 1) * count]
     return [row for rollouts in by_prompt for row in rollouts]
@@ -172,16 +190,17 @@ def _sample_prompts(
 def _sample_refilling(
     model: PreTrainedModel,
     prompt_ids: list[list[int]],
-    num_rollouts: int,
     settings: SamplingSettings,
     generator: torch.Generator | None,
     *,
+    num_rollouts: int,
     max_rows: int,
     watch: Watch,
-) -> list[tuple[list[int], list[float]]]:
+    tap: Tap | None,
+) -> list[Row]:
     """`_sample_prompts` of more rollouts than `max_rows`: the rest begin as others end."""
     source_A = torch.arange(len(prompt_ids), device=model.device).repeat_interleave(num_rollouts)
-    prompts = read(model, prompt_ids, settings)
+    prompts = read(model, prompt_ids, settings, tap)
     watch.begin(num_rollouts, 0, settings.eos_token_ids)
     with attention_mode(model, share=True):
         found = decode_refilling(
@@ -194,7 +213,7 @@ def _sample_refilling(
             steps_between_checks=STEPS_BETWEEN_CHECKS_CUDA if source_A.is_cuda else 1,
             watch=watch,
         )
-    return _unpad(*found, settings, watch.length_of_stopped)
+    return _unpad(*found, settings, watch.length_of_stopped, tap)
 
 
 def _uniform(
@@ -234,6 +253,8 @@ def _decode(
             uniform_B=uniform_BT[rows.number_B, step],
             context_BL=rows.context_BL,
         )
+        if rows.tap is not None:
+            rows.tap.drawn(rows.number_B, rows.ended_B)
         # On CUDA ended rows go on until the next check: what they draw is not theirs any more.
         token_B = torch.where(rows.ended_B, settings.pad_token_id, token_B)
         tokens_BT[rows.number_B, step] = token_B
@@ -257,12 +278,14 @@ def _unpad(
     log_probs_BT: Tensor,
     settings: SamplingSettings,
     length_of_stopped: dict[int, int],
-) -> list[tuple[list[int], list[float]]]:
-    """Each row's tokens and log-probs up to its first end token or to where it was stopped."""
+    tap: Tap | None,
+) -> list[Row]:
+    """Each row up to its first end token or to where it was stopped."""
     eos = set(settings.eos_token_ids)
-    rows = []
+    rows: list[Row] = []
     pairs = zip(tokens_BT.tolist(), log_probs_BT.tolist(), strict=True)
     for number, (tokens, log_probs) in enumerate(pairs):
         length = length_of_stopped.get(number) or length_until_end(tokens, eos)
-        rows.append((tokens[:length], log_probs[:length]))
+        states = None if tap is None else tap.last_BDH[number]
+        rows.append((tokens[:length], log_probs[:length], states))
     return rows

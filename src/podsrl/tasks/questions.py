@@ -111,7 +111,7 @@ class QuestionArguments:
         default=None,
         metadata={
             "help": "Rewards instead of the task's: its own by name, majority, and functions of "
-            "yours as FILE.py:FUNCTION or MODULE:FUNCTION."
+            "yours as FILE.py:FUNCTION or MODULE:FUNCTION, and heads as probe:HEAD.safetensors."
         },
     )
     majority_gate: float | None = field(

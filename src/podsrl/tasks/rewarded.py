@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from podsrl.plugins import load_function
+from podsrl.plugins import PROBE, load_function
 from podsrl.rewards.checks import CHECKS, NEEDS_TAGS
 from podsrl.rewards.functions import unless_failed
 from podsrl.rewards.graders import score_by_grader, try_grader
@@ -27,7 +27,8 @@ def with_rewards(
     """Return the task with these rewards in place of its own; the same task for None.
 
     names: of the task's rewards ("correctness"), "majority" (`majority_reward`, at
-        `majority_gate`), of `CHECKS`, whose default weight is 0, or references to functions
+        `majority_gate`), of `CHECKS`, whose default weight is 0, a head ("probe:HEAD.safetensors",
+        `podsrl.probe.reward`), whose default weight is 1, or references to functions
         ("my_reward.py:closeness"), whose default weight is 1 and which have no bounds. Functions
         are tried on two made-up answers to the first of `rows`.
 
@@ -55,17 +56,23 @@ def with_rewards(
     _check_tags(task, names)
     _check_order(task, short)
     own = tuple(each for name, each in zip(names, short, strict=True) if ":" in name)
+    heads = [each for name, each in zip(names, short, strict=True) if name.startswith(PROBE)]
+    if heads:
+        refuse_turns(task, f"reward {PROBE}... reads one completion", "leave it out")
     weights = dict.fromkeys(CHECKS, 0.0) | dict(task.reward_weights) | dict.fromkeys(own, 1.0)
     bounds = dict.fromkeys(ours, (0.0, 1.0)) | dict(task.reward_bounds)
+    bounds = {name: each for name, each in bounds.items() if name not in own}
+    bounds |= dict.fromkeys(heads, (0.0, 1.0))
     by_name = dict(zip(short, functions, strict=True))
     begin = None if task.environment is None else lambda row: replayed(task, row, [])
     for name in own:
-        try_reward(name, by_name[name], rows, environment=begin)
+        if name not in heads:  # which would load their models
+            try_reward(name, by_name[name], rows, environment=begin)
     return replace(
         task,
         reward_funcs=_unless_ungraded(task, by_name),
         reward_weights={name: weights.get(name, 1.0) for name in short},
-        reward_bounds={name: bounds[name] for name in short if name in bounds and name not in own},
+        reward_bounds={name: bounds[name] for name in short if name in bounds},
         measured=own,
     )
 
@@ -104,6 +111,10 @@ def _short(name: str, function: Callable[..., Any]) -> str:
 
 
 def _load(task: str, name: str, known: Sequence[str]) -> Callable[..., Any]:
+    if name.startswith(PROBE):
+        from podsrl.probe.reward import probe_reward
+
+        return probe_reward(name.removeprefix(PROBE))
     if ":" in name:
         return load_function(name)
     close = difflib.get_close_matches(name, known, 1)

@@ -1,0 +1,154 @@
+"""A linear head on the hidden states of one layer of a model: hidden state -> chance of success.
+
+A head is a safetensors file of a weight and a bias; its metadata say of which model and layer it
+is, where in a text it was fitted, and how well it tells right from wrong on prompts that it was
+not fitted on. A head whose interval there holds .5 is no better than chance and is refused
+everywhere. No head says what is right: accuracies never come from one.
+
+Shape letter: H hidden size.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+FORMAT = "podsrl-probe-1"
+CHANCE = 0.5
+PLACES = ("prompt", "last", "prefix")
+VALUES_PER_TENSOR = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What is known of a head."""
+
+    model: str
+    """Name or folder of the model whose states it reads."""
+    model_digest: str
+    """`model_digest` of that model."""
+    layer: int
+    """From 1: the states behind this decoder layer, before the model's last norm."""
+    num_layers: int
+    """Decoder layers of the model."""
+    at: str
+    """Where the states were taken that it was fitted on: at the `prompt`'s last token, at the
+    `last` token of a completion, or at tokens all along it (`prefix`)."""
+    kind: str
+    """How it was fitted: `logistic`."""
+    label: str
+    """What it predicts, such as "correctness >= 1"."""
+    auroc: float
+    """Chance that it ranks a right rollout above a wrong one, on held-out prompts."""
+    auroc_low: float
+    """Lower end of the 95 % interval over held-out prompts."""
+    auroc_high: float
+    num_prompts_fitted: int
+    num_prompts_held_out: int
+    within_low: float | None
+    """`auroc_low` over pairs of rollouts of one prompt; None for a head at the prompt."""
+
+    @property
+    def is_chance(self) -> bool:
+        """Whether the interval reaches down to .5."""
+        return not self.auroc_low > CHANCE
+
+
+@dataclass(frozen=True)
+class Head:
+    """p = sigmoid(weight . h + bias) of a hidden state h."""
+
+    weight_H: Tensor
+    bias: float
+    about: About
+
+    def score(self, states: Tensor) -> Tensor:
+        """Return the predicted chance of success of each state, float32 (...) of (..., H).
+
+        states: of layer `about.layer` (`podsrl.sampling.tap`), of any precision and on any device;
+            the weight follows them (see `to`).
+
+        Raises `ValueError` for states of another size.
+
+        Example: weight (1, -1), bias 0 and state (2, 2) give sigmoid(0) = 0.5.
+        """
+        if states.shape[-1] != len(self.weight_H):
+            raise ValueError(
+                f"states have {states.shape[-1]} numbers, but the head reads {len(self.weight_H)}: "
+                f"it is of layer {self.about.layer} of {self.about.model}"
+            )
+        return torch.sigmoid(states.float() @ self.weight_H.to(states.device) + self.bias)
+
+    def to(self, device: torch.device | str) -> "Head":
+        """The head with its weight there, where many small calls are to come."""
+        return replace(self, weight_H=self.weight_H.to(device))
+
+    def check(self, model: nn.Module) -> None:
+        """Raise `ValueError` unless this is the model on whose states the head was fitted."""
+        if (found := model_digest(model)) != self.about.model_digest:
+            raise ValueError(
+                f"the head reads states of {self.about.model} ({self.about.model_digest[:8]}), and "
+                f"this model is another ({found[:8]}): fit one to it with podsrl probe"
+            )
+
+
+def save_head(path: Path | str, head: Head) -> None:
+    """Write the head; `ValueError` for one that is no better than chance."""
+    _refuse_chance(head.about, "not written")
+    tensors = {"weight": head.weight_H.float().cpu().contiguous(), "bias": torch.tensor(head.bias)}
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, metadata={"format": FORMAT, "about": json.dumps(asdict(head.about))})
+
+
+def load_head(path: Path | str) -> Head:
+    """Read a head that `podsrl probe` wrote; its weight is on the CPU.
+
+    Raises `ValueError` for a file that is none, and for a head no better than chance.
+
+    Example: `load_head("runs/my-run/probe.safetensors").score(states)`.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"there is no head {path}: podsrl probe RUN_FOLDER writes one")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no head: {error}") from error
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path} is no head: its metadata do not say {FORMAT!r}")
+    told = json.loads(metadata["about"])
+    about = About(**{each.name: told[each.name] for each in fields(About)})
+    _refuse_chance(about, f"{path} is refused")
+    return Head(tensors["weight"], tensors["bias"].item(), about)
+
+
+def _refuse_chance(about: About, what: str) -> None:
+    if about.is_chance:
+        raise ValueError(
+            f"{what}: the head's AUROC on {about.num_prompts_held_out} held-out prompts is "
+            f"{about.auroc:.2f}, 95 % interval {about.auroc_low:.2f} to {about.auroc_high:.2f}, "
+            f"which is not above chance ({CHANCE})"
+        )
+
+
+def model_digest(model: nn.Module) -> str:
+    """SHA-256 of names, shapes and 64 evenly spread values of each parameter, in bfloat16.
+
+    The same for float32 weights and for their bfloat16 copies, on every device. A model with the
+    same digest has moved by no more than that precision at thousands of places.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters(), key=lambda each: each[0]):
+        digest.update(f"{name} {tuple(parameter.shape)} ".encode())
+        flat = parameter.detach().flatten()
+        num = min(len(flat), VALUES_PER_TENSOR)
+        places = torch.linspace(0, len(flat) - 1, num, dtype=torch.float64, device=flat.device)
+        values = flat[places.long()].to(torch.bfloat16).cpu().contiguous()
+        digest.update(values.view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()
