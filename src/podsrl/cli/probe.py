@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from podsrl.cli.parser import VerbParser, errors_in_one_line
 from podsrl.models import DTYPES, load_model, load_tokenizer, resolve_model
+from podsrl.probe import PLACES
 
 if TYPE_CHECKING:
     from podsrl.runs.probing import Steps
@@ -65,8 +66,6 @@ def main(argv: list[str] | None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from podsrl.probe.head import PLACES
-
     parser = VerbParser("probe", description=DESCRIPTION, epilog=EXAMPLES)
     add = parser.add_argument
     add("run", metavar="RUN_FOLDER", help="folder of a run that logged its rollouts")

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 FORMAT = "podsrl-probe-1"
 CHANCE = 0.5
-PLACES = ("prompt", "last", "prefix")
 VALUES_PER_TENSOR = 64
 
 

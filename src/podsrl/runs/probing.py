@@ -119,7 +119,7 @@ def prompts_in_tokens(
     tools = None
     if settings.get("task") not in (None, FROM_PYTHON):
         task = _task_of(settings)
-        rows = {question_of(row["prompt"]): row["prompt"] for row in task.rows("train")}
+        rows = {str(question_of(row["prompt"])): row["prompt"] for row in task.rows("train")}
         tools = None if task.environment is None else tools_of(task.environment())
     asked = [rows.get(each) or [{"role": "user", "content": each}] for each in questions]
     texts = [
