@@ -78,82 +78,84 @@ def encode(
     return prompts
 
 
-def completed_answers(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    task: Task,
-    prompts: list[list[int]],
-    rows: Sequence[Row],
-    num_repeats: int,
-    temperature: float | None,
-    *,
-    max_new_tokens: int,
-    batch_size: int,
-    seed: int,
-    report: Report,
-) -> list[Answer]:
-    """Return `num_repeats` graded answers to each prompt, by plain decoding.
+@dataclass(frozen=True, kw_only=True)
+class Questions:
+    """Questions of a task, whom they are put to and how: the same for greedy and drawn answers."""
 
-    temperature: None for the likeliest token each time.
-    """
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    task: Task
+    rows: Sequence[Row]
+    prompts: list[list[int]]
+    """In tokens, one for each row."""
+    max_new_tokens: int
+    """Of an answer; of a dialogue, what comes back included."""
+    batch_size: int
+    """Prompts that are gone on with together."""
+    seed: int
+    report: Report
+    """Told how many answers there are more."""
+
+    def answered(self, num_repeats: int, temperature: float | None) -> list[Answer]:
+        """Return `num_repeats` graded answers to each question, one after the other.
+
+        Plain decoding, or dialogues that are played to their end where the task has turns.
+
+        temperature: None for the likeliest token each time.
+        """
+        answers = _completed if self.task.environment is None else _played
+        return answers(self, num_repeats, temperature)
+
+
+def _completed(asked: Questions, num_repeats: int, temperature: float | None) -> list[Answer]:
     # Loaded here, as reports need no torch.
-    from podsrl.sampling.complete import complete, plain_config
+    from podsrl.sampling.complete import complete
 
-    config = plain_config(model, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature)
     completions = complete(
-        model, prompts, num_repeats, config=config, batch_size=batch_size, seed=seed, report=report
+        asked.model,
+        asked.prompts,
+        num_repeats,
+        config=_decoding(asked, temperature),
+        batch_size=asked.batch_size,
+        seed=asked.seed,
+        report=asked.report,
     )
-    repeated = [row for row in rows for _ in range(num_repeats)]
-    return _graded(task, tokenizer, completions, repeated)
+    repeated = [row for row in asked.rows for _ in range(num_repeats)]
+    return _graded(asked.task, asked.tokenizer, completions, repeated)
 
 
-def played_answers(
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    task: Task,
-    rows: Sequence[Row],
-    num_repeats: int,
-    temperature: float | None,
-    *,
-    max_new_tokens: int,
-    batch_size: int,
-    seed: int,
-    report: Report,
-) -> list[Answer]:
-    """Return `num_repeats` dialogues about each row, played to their end, and their scores.
-
-    batch_size: prompts that are gone on with together.
-    """
-    from podsrl.sampling.complete import complete, plain_config
+def _played(asked: Questions, num_repeats: int, temperature: float | None) -> list[Answer]:
+    from podsrl.sampling.complete import complete
     from podsrl.trl.play import play, transcript
 
-    config = plain_config(model, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature)
-    draws = random.Random(seed)  # every turn has draws of its own
+    config = _decoding(asked, temperature)
+    draws = random.Random(asked.seed)  # every turn has draws of its own
 
     def sample(prompt_ids: list[list[int]]) -> list[list[int]]:
         completions = complete(
-            model,
+            asked.model,
             prompt_ids,
             1,
             config=config,
-            batch_size=batch_size,
+            batch_size=asked.batch_size,
             seed=draws.getrandbits(62),
             report=lambda count: None,
         )
         return [tokens for tokens, _ in completions]
 
-    repeated = [row for row in rows for _ in range(num_repeats)]
-    dialogues = play(model, tokenizer, task, repeated, sample, max_new_tokens=max_new_tokens)
-    report(len(dialogues))
+    repeated = [row for row in asked.rows for _ in range(num_repeats)]
+    host = asked.model, asked.tokenizer, asked.task
+    dialogues, environments = play(*host, repeated, sample, max_new_tokens=asked.max_new_tokens)
+    asked.report(len(dialogues))
     answers: list[Answer] = []
-    for dialogue in dialogues:
-        text, given = transcript(tokenizer, dialogue.completion_ids, dialogue.mask)
+    for dialogue, environment in zip(dialogues, environments, strict=True):
+        text, given = transcript(asked.tokenizer, dialogue.completion_ids, dialogue.tool_mask)
         answers.append(
             PlayedAnswer(
                 text=text,
                 answer=None,
-                correct=dialogue.environment.score >= 1.0,
-                num_tokens=sum(dialogue.mask),
+                correct=environment.score >= 1.0,
+                num_tokens=sum(dialogue.tool_mask),
                 truncated=dialogue.completion_ids[-1] not in config.eos_token_id,
                 keeps_format=False,
                 num_calls=sum(message["role"] == "tool" for message in dialogue.messages),
@@ -162,6 +164,13 @@ def played_answers(
             )
         )
     return answers
+
+
+def _decoding(asked: Questions, temperature: float | None) -> Any:
+    from podsrl.sampling.complete import plain_config
+
+    most = asked.max_new_tokens
+    return plain_config(asked.model, asked.tokenizer, max_new_tokens=most, temperature=temperature)
 
 
 def own_rewards(

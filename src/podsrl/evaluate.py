@@ -8,14 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from podsrl.answering import (
-    Answer,
-    PlayedAnswer,
-    completed_answers,
-    encode,
-    own_rewards,
-    played_answers,
-)
+from podsrl.answering import Answer, PlayedAnswer, Questions, encode, own_rewards
 from podsrl.intervals import mean_interval, pass_at_k, share_interval
 from podsrl.tasks.base import Row, Task
 from podsrl.tasks.questions import with_answers
@@ -93,16 +86,19 @@ def evaluate(
     check_options(num_samples=num_samples, temperature=temperature, **counts)
     start = time.perf_counter()
     rows = with_answers(task.rows(split, limit), split)
-    report = _reporter(progress, len(rows) * (1 + num_samples))
-    prompts = encode(model, tokenizer, task, rows, max_new_tokens)
-    options: dict[str, Any] = {**counts, "seed": seed, "report": report}
+    asked = Questions(
+        model=model,
+        tokenizer=tokenizer,
+        task=task,
+        rows=rows,
+        prompts=encode(model, tokenizer, task, rows, max_new_tokens),
+        seed=seed,
+        report=_reporter(progress, len(rows) * (1 + num_samples)),
+        **counts,
+    )
 
     def answer(num_repeats: int, temperature: float | None) -> list[list[Answer]]:
-        asked = rows, num_repeats, temperature
-        if task.environment is None:
-            answers = completed_answers(model, tokenizer, task, prompts, *asked, **options)
-        else:
-            answers = played_answers(model, tokenizer, task, *asked, **options)
+        answers = asked.answered(num_repeats, temperature)
         return [answers[i : i + num_repeats] for i in range(0, len(answers), num_repeats)]
 
     greedy = [answers[0] for answers in answer(1, None)]

@@ -9,7 +9,13 @@ import pytest
 from podsrl.tasks import load_task
 from podsrl.tasks.guess import NumberToGuess
 from podsrl.tasks.rewarded import with_grader, with_rewards
-from podsrl.tasks.turns import make_turns_task, replayed, tools_of
+from podsrl.tasks.turns import (
+    AnswersDiffer,
+    call_again,
+    make_turns_task,
+    replayed,
+    tools_of,
+)
 
 
 def called(*numbers: Any) -> list[dict[str, Any]]:
@@ -78,19 +84,52 @@ def test_calls_made_again_lead_to_the_same_place() -> None:
     task = load_task("guess", num_train=40)
     assert task.environment is not None
     draw = random.Random(0)
+    odd = [{"name": "guess", "arguments": {"word": 3}}, {"name": "look", "arguments": {}}]
+    wrong = ["{'error': \"NumberToGuess.guess() got an unexpected keyword argument 'word'\"}"]
+    wrong += ["{'error': 'Tool look not found.'}"]
     for row in task.rows("train"):
         game = task.environment()
         game.reset(**row)
-        messages = called(*(draw.choice([draw.randint(1, 99), "x"]) for _ in range(6)))
-        messages.insert(2, {"role": "tool", "content": "higher"})
-        odd = {"name": "guess", "arguments": {"word": 3}}, {"name": "look", "arguments": {}}
-        messages[1]["tool_calls"] += [{"type": "function", "function": each} for each in odd]
-        for place, message in enumerate(messages):
-            again = replayed(task, row, messages[:place])
-            assert vars(again) == vars(game)
-            for call in message.get("tool_calls", [])[:1]:  # of six the last changes nothing
-                game.guess(**call["function"]["arguments"])
+        messages: list[dict[str, Any]] = []
+        states = [dict(vars(game))]
+        for turn, message in enumerate(
+            called(*(draw.choice([draw.randint(1, 99), "x"]) for _ in range(6)))
+        ):
+            number = message["tool_calls"][0]["function"]["arguments"]["number"]
+            said = [game.guess(number)] if turn < 5 else []  # the sixth is not made
+            if turn == 1:
+                message["tool_calls"] += [{"type": "function", "function": each} for each in odd]
+                said += wrong
+            messages += [message, *({"role": "tool", "content": each} for each in said)]
+            states += [dict(vars(game))] * (1 + len(said))
+        for place in range(len(messages) + 1):
+            assert vars(replayed(task, row, messages[:place])) == states[place]
     assert tools_of(NumberToGuess())[0].__name__ == "guess" and len(tools_of(NumberToGuess())) == 1
+
+
+def test_an_answer_that_is_another_is_an_error() -> None:
+    """3 is lower than 5: the answer that stands there, the last of two of one turn, says not."""
+    task = load_task("guess", num_train=40)
+    row = {**task.rows("train")[0], "answer": "5"}
+    (message,) = called(7)
+    message["tool_calls"] += called(3)[0]["tool_calls"]
+    said = [{"role": "tool", "content": each} for each in ("lower", "lower")]
+    assert replayed(task, row, [message, *said[:1]]).num_guesses == 2
+    with pytest.raises(AnswersDiffer, match=r"it answers \['lower', 'higher'\], and not \['lower'"):
+        replayed(task, row, [message, *said])
+
+
+def test_tools_that_answer_last_are_called_last() -> None:
+    """As TRL does with asynchronous ones; what is no function is answered with an error."""
+    order = []
+    tools = {name: lambda name=name: order.append(name) for name in ("a", "b")}
+    call = {"type": "function", "function": {"name": "a", "arguments": {}}}
+    other = {"type": "function", "function": {"name": "b", "arguments": {}}}
+    message = {"role": "assistant", "tool_calls": [call, other, {"type": "code", "name": "b"}]}
+    error = "{'error': 'Unsupported tool call type: code'}"
+    said = [{"role": "tool", "content": each} for each in ("None", error, "None")]
+    call_again(tools, [message, *said], max_calls=1, last=["a"])
+    assert order == ["b", "a"]
 
 
 class WithoutScore:

@@ -14,8 +14,8 @@ from podsrl.core.objectives.bridging import bridge_starts, num_differing
 from podsrl.core.selection import Selector
 from podsrl.trl.batch import COMPLETION_IDS, COMPLETIONS, Rollouts
 from podsrl.trl.bridges import Bridging, nearest, pair_of_rows
+from podsrl.trl.dialogue import Rewarded
 from podsrl.trl.refusals import refuse_arguments, refuse_trainer
-from podsrl.trl.replay import Dialogue
 from podsrl.trl.twins import twin_of
 from podsrl.trl.winners import kept_pairs
 
@@ -95,9 +95,9 @@ def test_off_trains_as_without_and_on_resumes(tiny_folder: str, tmp_path: Path) 
     assert torch.equal(weights(again), found["on"])
 
 
-def dialogue(ids: list[int], reward: float) -> Dialogue:
+def dialogue(ids: list[int], reward: float) -> Rewarded:
     rewards_F = torch.tensor([reward])
-    return Dialogue({}, "", [9], ids, [1] * len(ids), [], None, rewards_F, reward)
+    return Rewarded({}, "", [9], ids, [1] * len(ids), [], None, rewards_F, reward)
 
 
 def test_one_group_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +112,7 @@ def test_one_group_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     tails |= {(2, 3): [dialogue([1, 5, 3, 8], 1.0)], (1, 0): [dialogue([1, 2], 0.0)] * 3}
     asked = []
 
-    def written(self: Bridging, cuts: list[tuple[int, int]], rollouts: Rollouts) -> list[Dialogue]:
+    def written(self: Bridging, cuts: list[tuple[int, int]], rollouts: Rollouts) -> list[Rewarded]:
         asked.append(list(cuts))
         return [tails[cut].pop(0) for cut in cuts]
 
@@ -123,7 +123,7 @@ def test_one_group_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     selection = Selector(num_kept=4)(rewards_BF.view(1, 4, 1))
     host = SimpleNamespace(
         args=SimpleNamespace(bmc_bridges=3),
-        accelerator=SimpleNamespace(device="cpu"),
+        accelerator=SimpleNamespace(device="cpu", process_index=0),
         _pending_extra_logs={"column": [*"abcd"]},
     )
     batch = SimpleNamespace(metrics={}, first_rewards_PNF=None)

@@ -171,11 +171,12 @@ def test_a_dialogue_is_the_one_that_a_trainer_plays(folder: str, tmp_path: Path)
     def greedy(prompts: list[list[int]]) -> list[list[int]]:
         return trainer._generate_single_turn(prompts, None, {}, 1)[0]
 
-    own = play(trainer.model, trainer.processing_class, task, rows, greedy, max_new_tokens=16)
+    host = trainer.model, trainer.processing_class, task
+    own, environments = play(*host, rows, greedy, max_new_tokens=16)
     assert [each.completion_ids for each in own] == ids
-    assert [each.mask for each in own] == mask and any(0 in each for each in mask)
+    assert [each.tool_mask for each in own] == mask and any(0 in each for each in mask)
     assert [each.messages for each in own] == messages
-    assert [each.environment.score for each in own] == [each.score for each in trainer.environments]
+    assert [each.score for each in environments] == [each.score for each in trainer.environments]
     assert any(len(each) == 16 for each in ids)
 
 

@@ -1,5 +1,6 @@
 """`sdpo` through the real trainer: continuations from the midst of a rollout."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,14 +8,17 @@ from typing import Any
 import pytest
 import torch
 
+from helpers.commands import launch
 from helpers.harness import logged, spy
 from helpers.turns import Counter, Steady, build_turns, look, roll_out, save_caller
 from podsrl import PODSConfig, PODSTrainer
 from podsrl.core.selection import Selector
+from podsrl.trl import branches
 from podsrl.trl.batch import Rollouts
-from podsrl.trl.branches import Branching, Pair, best_of, mean_reward, segments_of
+from podsrl.trl.branch_pairs import Pair, best_of, mean_reward, segments_of
+from podsrl.trl.branches import Branching
+from podsrl.trl.dialogue import Rewarded
 from podsrl.trl.refusals import refuse_arguments, refuse_trainer
-from podsrl.trl.replay import Dialogue
 
 NAN = float("nan")
 
@@ -39,19 +43,19 @@ def test_winners_go_on_from_the_turn_that_went_wrong(
 ) -> None:
     """Shared up to there token by token; own words and own reward from there; equal turns."""
     trainer = build_segments(folder, tmp_path, turns, sdpo_branches=3)
-    found: list[tuple[Any, ...]] = []
+    found: list[list[Pair]] = []
     branch = trainer.branching._find_winners
 
-    def watched(pairs: list[Pair], rollouts: Rollouts) -> None:
-        branch(pairs, rollouts)
-        found.append((pairs, rollouts))
+    def watched(pairs: list[Pair]) -> None:
+        branch(pairs)
+        found.append(pairs)
 
     trainer.branching._find_winners = watched
     kept = spy(trainer, "_generate")
     batches = spy(trainer.objective_step, "_kept_batch")
     trainer.train()
     assert len(found) == len(kept) == len(batches) == 2
-    won = [pair for pairs, _ in found for pair in pairs if pair.best]
+    won = [pair for pairs in found for pair in pairs if pair.best]
     assert won and any(pair.num for pair in won)
     for pair in won:
         best, loser = pair.best, pair.dialogue
@@ -67,7 +71,7 @@ def test_winners_go_on_from_the_turn_that_went_wrong(
         calls = sum(message["role"] == "tool" for message in best.messages)
         column = trainer.reward_func_names.index("Steady")
         assert best.rewards_F[column] == -calls
-    for (pairs, _), (_, ids, masks, completions, *_), (batch, _) in zip(
+    for pairs, (_, ids, masks, completions, *_), (batch, _) in zip(
         found, kept, batches, strict=True
     ):
         for pair in pairs:
@@ -92,7 +96,7 @@ def trainer_rewards(trainer: PODSTrainer, completions: list[Any]) -> list[float]
 
 
 def test_only_the_segment_has_a_gradient_and_the_policys_rewards_are_its_own(
-    folder: str, tmp_path: Path
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = build_segments(folder, tmp_path, {"environment_factory": Steady}, max_steps=1)
     log_probs, seen = trainer._get_per_token_logps_and_entropies, []
@@ -105,13 +109,13 @@ def test_only_the_segment_has_a_gradient_and_the_policys_rewards_are_its_own(
         return found
 
     trainer._get_per_token_logps_and_entropies = watched
-    rewards, find = [], trainer.branching._find_winners
+    rewards, with_winners = [], branches.with_winners
 
-    def before(pairs: list[Pair], rollouts: Rollouts) -> None:
+    def before(host: Any, rollouts: Rollouts, *chosen: Any) -> Any:
         rewards.append(rollouts.rewards_per_func.clone())
-        find(pairs, rollouts)
+        return with_winners(host, rollouts, *chosen)
 
-    trainer.branching._find_winners = before
+    monkeypatch.setattr(branches, "with_winners", before)
     trainer.train()
     ((values, inputs),) = seen
     for row, (first, num) in enumerate(
@@ -183,9 +187,9 @@ def test_an_environment_that_cannot_be_brought_back_is_refused(
         trainer.train()
 
 
-def dialogue(reward: float, num_turns: int) -> Dialogue:
+def dialogue(reward: float, num_turns: int) -> Rewarded:
     mask = [1, 0] * num_turns
-    return Dialogue({}, "", [5], [7] * len(mask), mask, [], None, torch.tensor([reward]), reward)
+    return Rewarded({}, "", [5], [7] * len(mask), mask, [], None, torch.tensor([reward]), reward)
 
 
 def test_turn_winner_and_segment_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,13 +204,16 @@ def test_turn_winner_and_segment_by_hand(monkeypatch: pytest.MonkeyPatch) -> Non
     values[3, 2] = (1.0, 0.0)
     asked = []
 
-    def continued(self: Branching, dialogues: list[Dialogue], turn: int) -> list[list[Dialogue]]:
+    def continued(self: Branching, dialogues: list[Rewarded], turn: int) -> list[list[Rewarded]]:
         asked.append((turn, [each.num_turns for each in dialogues]))
         return [[dialogue(r, 3) for r in values[each.num_turns, turn]] for each in dialogues]
 
     monkeypatch.setattr(Branching, "_continue", continued)
     host = SimpleNamespace(
-        _metrics={"train": {}}, _pending_metrics={}, _pending_extra_logs={"column": [*"abcd"]}
+        _metrics={"train": {}},
+        _pending_metrics={},
+        _pending_extra_logs={"column": [*"abcd"]},
+        accelerator=SimpleNamespace(process_index=0, num_processes=1),
     )
     sampled = [dialogue(r, num) for r, num in ((1.0, 1), (0.0, 4), (0.0, 2), (1.0, 3))]
     rewards_BF = torch.tensor([[each.reward] for each in sampled])
@@ -247,7 +254,8 @@ def test_means_and_bests_of_continuations() -> None:
 
 def test_rows_without_a_segment_are_alone() -> None:
     """Kept are rows 3, 5 and 8; 8 wins over 3 from turn 1 on for two turns."""
-    pair = Pair(winner=8, loser=3, dialogue=dialogue(0.0, 3), values={}, first=1, num=2)
+    said = {"winning": dialogue(1.0, 3), "dialogue": dialogue(0.0, 3)}
+    pair = Pair(winner=8, loser=3, **said, values={}, first=1, num=2)
     found = segments_of([pair], [3, 5, 8])
     assert {name: values.tolist() for name, values in found.items()} == {
         "segment_pair": [3, 5, 3],
@@ -286,14 +294,34 @@ def test_a_function_must_say_what_is_the_models(folder: str, tmp_path: Path) -> 
         trainer.train()
 
 
-def test_several_processes_are_refused(folder: str, tmp_path: Path) -> None:
+def test_images_are_refused(folder: str, tmp_path: Path) -> None:
     trainer = build_segments(folder, tmp_path, {"tools": [look]})
-    trainer.accelerator = SimpleNamespace(num_processes=2, is_main_process=True)
-    with pytest.raises(NotImplementedError, match="does not serve several processes"):
-        refuse_trainer(trainer)
-    trainer.accelerator.num_processes, trainer._is_vlm = 1, True
+    trainer._is_vlm = True
     with pytest.raises(NotImplementedError, match="does not serve models that read images"):
         refuse_trainer(trainer)
+
+
+def test_two_processes_share_the_continuations_of_all_pairs(folder: str, tmp_path: Path) -> None:
+    """Both know the pairs of both, and come to the same weights in as many calls of equal size.
+
+    A dialogue of either is continued on either, with an environment that was never the first's.
+    Every winner stands in its row on the process that trains on it, with the reward of its calls.
+    """
+    launch("sdpo_processes.py", folder, tmp_path)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first["weights"] == second["weights"] and first["pairs"] == second["pairs"]
+    won = [pair for pairs in first["pairs"] for pair in pairs if pair["best"]]
+    assert won
+    for pair in won:
+        assert pair["best"][: pair["start"]] == pair["loser"][: pair["start"]]
+        assert pair["reward"] > pair["loser_reward"] and pair["rewards"][1] == -pair["num_calls"]
+    # Of 16 rollouts each process samples 8, of one prompt.
+    assert {place < 8 for pair in won for place in pair["rows"]} == {True, False}
+    for step, pairs in enumerate(first["pairs"]):
+        for pair in pairs:
+            trained = (first if pair["rows"][0] < 8 else second)["kept"][step]
+            assert not (pair["best"] and pair["num"]) or pair["best"] in trained
+    assert first["continued"] == second["continued"] and sum(first["continued"]) > 0
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ the calls alone, so that it is made anew, at any turn, by calling again what was
 
 import inspect
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 from podsrl.tasks.base import Row, Task
@@ -66,15 +66,16 @@ def tools_of(environment: Any) -> list[Callable[..., Any]]:
     return [getattr(environment, name) for name in names]
 
 
+class AnswersDiffer(ValueError):
+    """A tool, called as before, answers otherwise than it did."""
+
+
 def replayed(task: Task, row: Row, messages: Sequence[Mapping[str, Any]]) -> Any:
     """Return an environment of the task as it is after these messages of a rollout of the row.
 
     messages: of the rollout alone, as many of its turns as are to be made again.
 
-    A call that fails is passed over, as it is in training, where the model is told of it; so are
-    calls after `max_calls` turns that called, which nothing answers.
-
-    Raises: AssertionError for a task of one turn.
+    Raises: AssertionError for a task of one turn; `AnswersDiffer` as `call_again` does.
 
     Example: no messages give the environment as it is when the rollout begins.
     """
@@ -82,16 +83,57 @@ def replayed(task: Task, row: Row, messages: Sequence[Mapping[str, Any]]) -> Any
     environment = task.environment()
     environment.reset(**row)
     tools = {tool.__name__: tool for tool in tools_of(environment)}
-    turns = [calls for message in messages if (calls := message.get("tool_calls"))]
-    for call in itertools.chain.from_iterable(turns[: task.max_calls]):
-        function = call["function"]
-        if function["name"] not in tools:
-            continue
-        try:
-            tools[function["name"]](**function["arguments"])
-        except Exception:  # whatever a tool makes of arguments that a model wrote
-            continue
+    call_again(tools, messages, max_calls=task.max_calls)
     return environment
+
+
+def call_again(
+    tools: Mapping[str, Callable[..., Any]],
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    max_calls: int,
+    last: Container[str] = (),
+) -> None:
+    """Call the tools as the messages of a rollout called them, as training does it.
+
+    A call that fails is answered with its error there, and is made again like any other; those
+    after `max_calls` turns that called are not made. Answers that stand in the messages must come
+    again; a call at their end may be without one.
+
+    last: names of tools whose answers stand behind those of all others of a turn.
+
+    Raises: `AnswersDiffer` with the first answers that are others.
+
+    Example: of a game for 5, `guess(3)` and its answer "higher" leave the environment with one
+    guess; with "lower" there it raises.
+    """
+    calling = [i for i, message in enumerate(messages) if message.get("tool_calls")]
+    for place in calling[:max_calls]:
+        calls = [(_named(call), call) for call in messages[place]["tool_calls"]]
+        calls.sort(key=lambda pair: pair[0].get("name") in last)
+        answers = [_answer(tools, function, call["type"]) for function, call in calls]
+        rest = itertools.takewhile(lambda each: each["role"] == "tool", messages[place + 1 :])
+        said = [each["content"] for each in rest]
+        if answers[: len(said)] != said:
+            raise AnswersDiffer(f"it answers {answers}, and not {said}")
+
+
+def _named(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The function that a call names, with its arguments."""
+    function: Mapping[str, Any] = call.get("function", call)
+    return function
+
+
+def _answer(tools: Mapping[str, Callable[..., Any]], function: Mapping[str, Any], kind: str) -> Any:
+    try:
+        if kind != "function":
+            raise ValueError(f"Unsupported tool call type: {kind}")
+        if function["name"] not in tools:
+            raise ValueError(f"Tool {function['name']} not found.")
+        result = tools[function["name"]](**function["arguments"])
+    except Exception as error:  # whatever a tool raises, TRL tells the model
+        result = {"error": str(error)}
+    return result if isinstance(result, list) else str(result)
 
 
 def refuse_turns(task: Task, what: str, remedy: str) -> None:

@@ -7,12 +7,12 @@ reward is the value of that state.
 Shape letters: P prompts, N sampled rollouts, F reward functions, B kept rows, R pairs, S states.
 """
 
-import itertools
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from trl import GRPOTrainer
 
@@ -20,29 +20,11 @@ from podsrl.core.combine import combine
 from podsrl.core.objectives.segments import largest_fall, num_until_recovered
 from podsrl.core.selection import Selection
 from podsrl.trl.batch import GenerationBatch, Rollouts
-from podsrl.trl.replay import Dialogue, dialogue_of, turns_from
+from podsrl.trl.branch_pairs import Pair, best_of, by_turn, mean_reward, segments_of
+from podsrl.trl.dialogue import Dialogue, Rewarded, dialogue_of
+from podsrl.trl.replay import turns_from
 from podsrl.trl.sample_and_score import metrics_kept
-from podsrl.trl.winners import kept_pairs, with_winners
-
-
-@dataclass
-class Pair:
-    """A losing rollout, the kept one that it meets, and what was found of them.
-
-    winner, loser: rows among all sampled ones. dialogue: the loser's.
-    values: of its states, by the turn that follows. continued: what was sampled from them.
-    first, num: the segment; num is 0 where there is none.
-    best: what takes the winner's place; None where it stays.
-    """
-
-    winner: int
-    loser: int
-    dialogue: Dialogue
-    values: dict[int, float]
-    continued: dict[int, list[Dialogue]] = field(default_factory=dict)
-    first: int = -1
-    num: int = 0
-    best: Dialogue | None = None
+from podsrl.trl.winners import kept_pairs, own_rows, with_winners
 
 
 class Branching:
@@ -53,7 +35,8 @@ class Branching:
     that turn takes the place of the winning rollout; over the first, the winning rollout stays. The
     segment ends where the winner's value is back at that of the shared state.
 
-    Runs in one process: how much is sampled depends on the rollouts.
+    Every process knows the pairs of all, and each samples an equal share of the continuations: how
+    many there are depends on the rollouts, and processes must come to the same calls.
     """
 
     def __init__(self, host: GRPOTrainer) -> None:
@@ -70,7 +53,7 @@ class Branching:
         pairs = self._pairs(rollouts, selection)
         with self._host_as_before():
             self._value(pairs)
-            self._find_winners(pairs, rollouts)
+            self._find_winners(pairs)
         found = [pair for pair in pairs if pair.num]
         batch.segments = segments_of(found, selection.kept_rows_B.tolist())
         batch.metrics |= self._metrics(pairs, found, selection.rewards_PN)
@@ -81,17 +64,34 @@ class Branching:
 
     def _pairs(self, rollouts: Rollouts, selection: Selection) -> list[Pair]:
         rewards_PN, num_rollouts = selection.rewards_PN, selection.rewards_PN.shape[1]
-        rewards_B, means_P = rewards_PN.flatten().tolist(), rewards_PN.nanmean(dim=1).tolist()
+        pairs, means_P = kept_pairs(selection), rewards_PN.nanmean(dim=1).tolist()
+        known = self._known(rollouts, rewards_PN, [row for pair in pairs for row in pair])
         found = [
             Pair(
                 winner=winner,
                 loser=loser,
-                dialogue=dialogue_of(rollouts, loser, rewards_B[loser]),
+                winning=known[winner],
+                dialogue=known[loser],
                 values={0: means_P[loser // num_rollouts]},
             )
-            for winner, loser in kept_pairs(selection)
+            for winner, loser in pairs
         ]
         return [pair for pair in found if pair.dialogue.num_turns > 1]
+
+    def _known(
+        self, rollouts: Rollouts, rewards_PN: Tensor, rows: Sequence[int]
+    ) -> dict[int, Rewarded]:
+        """The rollouts in these rows, by the row, from the processes that sampled them."""
+        own, rewards_B = own_rows(self.host, rollouts), rewards_PN.flatten().tolist()
+        columns = rollouts.inputs, rollouts.prompts, rollouts.generated
+        here = {row: dialogue_of(*columns, own[row]) for row in rows if row in own}
+        return {
+            row: Rewarded(
+                **vars(each), rewards_F=rollouts.rewards_per_func[row], reward=rewards_B[row]
+            )
+            for part in gather_object([here])
+            for row, each in part.items()
+        }
 
     def _value(self, pairs: list[Pair]) -> None:
         """The value of every state of the losing rollouts, and the turn that it falls most over."""
@@ -112,7 +112,7 @@ class Branching:
         for pair, first in zip(pairs, largest_fall(values_RS).tolist(), strict=True):
             pair.first = first
 
-    def _find_winners(self, pairs: list[Pair], rollouts: Rollouts) -> None:
+    def _find_winners(self, pairs: list[Pair]) -> None:
         """The best continuation from before the turn that went wrong, and how far it counts."""
         won = []
         for pair in pairs:
@@ -122,7 +122,7 @@ class Branching:
                 pair.best = best_of(pair.continued[pair.first], above=pair.dialogue.reward)
             if pair.first == 0 or pair.best:
                 won.append(pair)
-        winners = [pair.best or dialogue_of(rollouts, pair.winner, torch.inf) for pair in won]
+        winners = [pair.best or pair.winning for pair in won]
         most = [
             min(pair.dialogue.num_turns, winner.num_turns) - pair.first
             for pair, winner in zip(won, winners, strict=True)
@@ -139,27 +139,37 @@ class Branching:
         for pair, num in zip(won, num_until_recovered(values_RS, level_R, most_R), strict=True):
             pair.num = int(num)
 
-    def _continue(self, dialogues: Sequence[Dialogue], turn: int) -> list[list[Dialogue]]:
+    def _continue(self, dialogues: Sequence[Dialogue], turn: int) -> list[list[Rewarded]]:
         """So many further rollouts of each dialogue from before its turn of that number."""
         if not dialogues:
             return []
         host, num = self.host, self.host.args.sdpo_branches
-        starts = [dialogue for dialogue in dialogues for _ in range(num)]
-        self.num_sampled += len(starts)
+        self.num_sampled += num * len(dialogues)
         host.clock.begin("sampling")
+        starts = [each for each in self._share(dialogues) for _ in range(num)]
         found = turns_from(host, starts, turn)
         host.clock.begin("rewards")
-        rewards_BF = GRPOTrainer._calculate_rewards(
+        rewards_BF = GRPOTrainer._calculate_rewards(  # of all processes
             host,
             [each.row for each in found],
             [each.prompt for each in found],
             [each.messages for each in found],
             [each.completion_ids for each in found],
         )
+        found = gather_object(found)[: num * len(dialogues)]
+        rewards_BF = rewards_BF[: len(found)]
         rewards_B = combine(rewards_BF, host.reward_weights).tolist()
-        for dialogue, rewards_F, reward in zip(found, rewards_BF, rewards_B, strict=True):
-            dialogue.rewards_F, dialogue.reward = rewards_F, reward
-        return [found[i : i + num] for i in range(0, len(found), num)]
+        earned = zip(found, rewards_BF, rewards_B, strict=True)
+        scored = [Rewarded(**vars(each), rewards_F=row, reward=one) for each, row, one in earned]
+        return [scored[i : i + num] for i in range(0, len(scored), num)]
+
+    def _share(self, dialogues: Sequence[Dialogue]) -> Sequence[Dialogue]:
+        """This process's, as many as every other's: the last of all may be repeated."""
+        accelerator = self.host.accelerator
+        share = math.ceil(len(dialogues) / accelerator.num_processes)
+        spare = share * accelerator.num_processes - len(dialogues)
+        first = accelerator.process_index * share
+        return [*dialogues, *[dialogues[-1]] * spare][first : first + share]
 
     def _metrics(
         self, pairs: list[Pair], found: list[Pair], rewards_PN: Tensor
@@ -185,45 +195,3 @@ class Branching:
             finally:
                 for name, value in before.items():
                     setattr(self.host, name, value)
-
-
-def best_of(dialogues: Sequence[Dialogue], *, above: float) -> Dialogue | None:
-    """The first of the highest reward, if that is above `above`; a NaN is above nothing."""
-    better = [dialogue for dialogue in dialogues if dialogue.reward > above]
-    return max(better, key=lambda each: each.reward, default=None)
-
-
-def mean_reward(dialogues: Sequence[Dialogue]) -> float:
-    """Over those that have a reward; NaN where none has.
-
-    Example: rewards 1, 0 and NaN: 1/2.
-    """
-    rewards = torch.tensor([dialogue.reward for dialogue in dialogues], dtype=torch.float64)
-    return float(rewards.nanmean())
-
-
-def by_turn(places: Sequence[int], pairs: Sequence[Pair], num: int) -> list[tuple[int, list[int]]]:
-    """The places of pairs whose winners are to go on from the same turn, `num` after the first."""
-    turn_of = {place: pairs[place].first + num for place in places}
-    ordered = itertools.groupby(sorted(places, key=turn_of.__getitem__), key=turn_of.__getitem__)
-    return [(turn, list(each)) for turn, each in ordered]
-
-
-def segments_of(pairs: Sequence[Pair], kept_rows: Sequence[int]) -> dict[str, Tensor]:
-    """`segment_pair`, `segment_first` and `segment_num` of each kept row, (B,) int64.
-
-    A row without a segment is a pair of its own, of no turns.
-
-    Example: kept rows 3, 5, 8, of which 8 wins over 3 from turn 1 on for two turns: pairs
-    (3, 5, 3), first turns (1, 0, 1), numbers (2, 0, 2).
-    """
-    number, first, num = {row: row for row in kept_rows}, dict[int, int](), dict[int, int]()
-    for pair in pairs:
-        for row in (pair.winner, pair.loser):
-            number[row], first[row], num[row] = pair.loser, pair.first, pair.num
-    columns = {
-        "segment_pair": [number[row] for row in kept_rows],
-        "segment_first": [first.get(row, 0) for row in kept_rows],
-        "segment_num": [num.get(row, 0) for row in kept_rows],
-    }
-    return {name: torch.tensor(values) for name, values in columns.items()}

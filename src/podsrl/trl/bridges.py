@@ -13,8 +13,8 @@ from podsrl.core.combine import combine
 from podsrl.core.objectives.bridging import bridge_starts, num_differing
 from podsrl.core.selection import Selection
 from podsrl.trl.batch import COMPLETION_IDS, GenerationBatch, Rollouts
+from podsrl.trl.dialogue import Rewarded
 from podsrl.trl.early_stop import decoded
-from podsrl.trl.replay import Dialogue
 from podsrl.trl.sample_and_score import metrics_kept
 from podsrl.trl.winners import kept_pairs, with_winners
 
@@ -48,7 +48,7 @@ class Bridging:
             for winner, loser in pairs
             for start in bridge_starts(ids[winner], ids[loser], num=num)
         ]
-        written_of: dict[int, list[Dialogue]] = {loser: [] for _, loser in pairs}
+        written_of: dict[int, list[Rewarded]] = {loser: [] for _, loser in pairs}
         for (loser, _), dialogue in zip(cuts, self._written(cuts, rollouts), strict=True):
             written_of[loser].append(dialogue)
         found = [
@@ -69,7 +69,7 @@ class Bridging:
         }
         return with_winners(self.host, rollouts, selection, winners)
 
-    def _written(self, cuts: list[tuple[int, int]], rollouts: Rollouts) -> list[Dialogue]:
+    def _written(self, cuts: list[tuple[int, int]], rollouts: Rollouts) -> list[Rewarded]:
         """For each losing rollout and place one that shares all before it, with its reward."""
         if not cuts:
             return []
@@ -92,7 +92,7 @@ class Bridging:
             rewards_BF = GRPOTrainer._calculate_rewards(host, rows, prompts, completions, ids)
         rewards_B = combine(rewards_BF, host.reward_weights).tolist()
         return [
-            Dialogue(
+            Rewarded(
                 row=rows[i],
                 prompt=prompts[i],
                 prompt_ids=prompt_ids[i],
@@ -110,7 +110,7 @@ class Bridging:
         self,
         num_bridges: int,
         pairs: Sequence[tuple[int, int]],
-        found: Sequence[Dialogue | None],
+        found: Sequence[Rewarded | None],
         rollouts: Rollouts,
     ) -> dict[str, Tensor]:
         ids = rollouts.generated[COMPLETION_IDS]
@@ -132,8 +132,8 @@ class Bridging:
 
 
 def nearest(
-    written: Sequence[Dialogue], loser: Sequence[int], *, least: float, below: int
-) -> Dialogue | None:
+    written: Sequence[Rewarded], loser: Sequence[int], *, least: float, below: int
+) -> Rewarded | None:
     """Of those with a reward of `least` or more the one that differs least from the loser.
 
     The first of several; None where none differs in fewer than `below` tokens. A NaN is no reward.

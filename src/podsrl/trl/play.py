@@ -6,7 +6,6 @@ a host that has what they read and no more, as a trainer would bring along optim
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from types import SimpleNamespace
@@ -23,24 +22,14 @@ from trl.chat_template_utils import (
 
 from podsrl.tasks.base import Row, Task
 from podsrl.tasks.turns import tools_of
-from podsrl.trl.batch import COMPLETION_IDS, COMPLETIONS, TOOL_MASK
+from podsrl.trl.dialogue import Dialogue, dialogue_of
 from podsrl.trl.sample_and_score import Prepared
+from podsrl.trl.tool_calls import render_once
 
 Sample = Callable[[list[list[int]]], list[list[int]]]
 """Prompts in tokens -> a completion of each, its end token included."""
 # Of GRPOTrainer, called as the host's own.
 BORROWED = ("_tokenize_prompts", "_get_tool_suffix_ids", "_tool_call_loop")
-
-
-@dataclass(frozen=True)
-class Dialogue:
-    """What was said after a prompt, until the model called no tool any more."""
-
-    completion_ids: list[int]
-    mask: list[int]
-    """1 for the tokens that the model wrote, 0 for those that came back."""
-    messages: list[dict[str, Any]]
-    environment: Any
 
 
 def play(
@@ -51,8 +40,8 @@ def play(
     sample: Sample,
     *,
     max_new_tokens: int,
-) -> list[Dialogue]:
-    """Return a dialogue with an environment for each row, all of them played side by side.
+) -> tuple[list[Dialogue], list[Any]]:
+    """Return a dialogue for each row, all played side by side, and their environments at its end.
 
     sample: called once for each turn, with the dialogues so far that go on. max_new_tokens: of a
     dialogue after its prompt; it ends where what comes back would exceed it.
@@ -64,10 +53,11 @@ def play(
     """
     check_tools(tokenizer, task)
     host = _host(model, tokenizer, task, sample, max_new_tokens)
-    prompts = _prepared(host, [dict(row) for row in rows])
+    rows = [dict(row) for row in rows]
+    prompts = _prepared(host, rows)
     generated = GRPOTrainer._generate(host, prompts)
-    columns = [generated[i] for i in (COMPLETION_IDS, TOOL_MASK, COMPLETIONS)]
-    return [Dialogue(*each) for each in zip(*columns, host.environments, strict=True)]
+    dialogues = [dialogue_of(rows, prompts, generated, place) for place in range(len(rows))]
+    return dialogues, host.environments
 
 
 def check_tools(tokenizer: Any, task: Task) -> None:
@@ -143,6 +133,7 @@ def _host(
     )
     for name in BORROWED:
         setattr(host, name, partial(getattr(GRPOTrainer, name), host))
+    render_once(host)
     host._generate_single_turn = lambda prompt_ids, *_, **__: (sample(prompt_ids), None)
     return host
 

@@ -244,7 +244,7 @@ def _refuse_objective(host: GRPOTrainer) -> None:
     if host.args.sdpo_segment == "value_drop":
         _refuse_branches(host, "sdpo_segment='value_drop'", "set sdpo_segment='fixed'")
     if host.args.bmc_bridges:
-        _refuse_branches(host, "bmc_bridges", "leave bmc_bridges out")
+        _refuse_branches(host, "bmc_bridges", "leave bmc_bridges out", alone=True)
     if objective.needs_reference_rewards:
         _refuse_reference(host)
     if objective.schedule is not None and host.args.budget == "pooled":
@@ -258,10 +258,13 @@ def _refuse_objective(host: GRPOTrainer) -> None:
         _refuse_prefixes(host)
 
 
-def _refuse_branches(host: GRPOTrainer, what_samples: str, remedy: str) -> None:
+def _refuse_branches(
+    host: GRPOTrainer, what_samples: str, remedy: str, *, alone: bool = False
+) -> None:
+    """alone: whether it does not share its work with other processes."""
     cases = {
         "several processes, which would sample different numbers of them": (
-            host.accelerator.num_processes > 1
+            alone and host.accelerator.num_processes > 1
         ),
         "models that read images": host._is_vlm,
     }

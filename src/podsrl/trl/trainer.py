@@ -49,6 +49,7 @@ from podsrl.trl.sample_and_score import Prepared, SampleAndScore, groups_of
 from podsrl.trl.sampling import PromptOnce
 from podsrl.trl.seen import passes_of
 from podsrl.trl.token_kl import TokenDivergence
+from podsrl.trl.tool_calls import render_once
 from podsrl.trl.vllm import engine_for_all_rollouts
 
 
@@ -95,6 +96,7 @@ class PODSTrainer(GRPOTrainer):
         with engine_for_all_rollouts(arguments["args"]):
             super().__init__(**arguments)
         refuse_trainer(self)
+        render_once(self)
         self.clock = PhaseClock(self.accelerator.device)
         self._loss_inputs: dict[str, Any] = {}  # the micro-batch in its loss
         self.rollout_log: Any = None  # has `write_batch`, as runs/rollout_log.py

@@ -11,7 +11,7 @@ from trl import GRPOTrainer
 from podsrl.core.objectives.pairing import pair_rows
 from podsrl.core.selection import Selection
 from podsrl.trl.batch import COMPLETION_IDS, COMPLETIONS, TOOL_MASK, Rollouts
-from podsrl.trl.replay import Dialogue
+from podsrl.trl.dialogue import Rewarded
 
 LOG_PROBS = 4  # place of what GRPOTrainer._generate returns
 
@@ -30,16 +30,32 @@ def kept_pairs(selection: Selection) -> list[tuple[int, int]]:
     return [(rows[winner], rows[loser]) for winner, loser, is_real in found if is_real]
 
 
+def own_rows(host: GRPOTrainer, rollouts: Rollouts) -> dict[int, int]:
+    """Of the rows that this process sampled, by their number among all, their place here.
+
+    Example: the second process, of three rows each: 3, 4 and 5 are in places 0, 1 and 2.
+    """
+    num_rows = len(rollouts.inputs)
+    first = host.accelerator.process_index * num_rows
+    return {first + place: place for place in range(num_rows)}
+
+
 def with_winners(
-    host: GRPOTrainer, rollouts: Rollouts, selection: Selection, winners: Mapping[int, Dialogue]
+    host: GRPOTrainer, rollouts: Rollouts, selection: Selection, winners: Mapping[int, Rewarded]
 ) -> tuple[Rollouts, Selection]:
     """The rollouts with winners in the places of these rows, and the choice with their rewards.
 
-    What is kept stays as it was. In one process, whose rows are all there are.
+    What is kept stays as it was.
+
+    winners: of all processes, by the row among all that are sampled.
     """
+    here = own_rows(host, rollouts)
     generated = [list(each) if isinstance(each, list) else each for each in rollouts.generated]
     rewards_BF = selection.rewards_per_func_PNF.flatten(0, 1).clone()
     for row, winner in winners.items():
+        rewards_BF[row] = winner.rewards_F.to(rewards_BF)
+        if row not in here:
+            continue
         own = {
             COMPLETION_IDS: winner.completion_ids,
             TOOL_MASK: winner.tool_mask,
@@ -48,10 +64,9 @@ def with_winners(
         }
         for place, value in own.items():
             if generated[place] is not None:
-                generated[place][row] = value
-        rewards_BF[row] = winner.rewards_F.to(rewards_BF)
+                generated[place][here[row]] = value
         for column in host._pending_extra_logs.values():
-            column[row] = None  # it was said of another rollout
+            column[here[row]] = None  # it was said of another rollout
     rewards_PNF = rewards_BF.view_as(selection.rewards_per_func_PNF)
     rewards_PN = selection.selector.combined(rewards_PNF)
     chosen = Selection(selection.selector, rewards_PNF, rewards_PN, selection.kept_PN)
