@@ -35,7 +35,7 @@ def main(folder: str, output: str) -> None:
         objective="sdpo",
         sdpo_branches=2,
         num_rollouts=8,
-        per_device_train_batch_size=4,
+        per_device_train_batch_size=8,
         max_completion_length=64,
         max_steps=2,
     )

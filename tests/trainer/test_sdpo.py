@@ -315,11 +315,12 @@ def test_two_processes_share_the_continuations_of_all_pairs(folder: str, tmp_pat
     for pair in won:
         assert pair["best"][: pair["start"]] == pair["loser"][: pair["start"]]
         assert pair["reward"] > pair["loser_reward"] and pair["rewards"][1] == -pair["num_calls"]
-    # Of 16 rollouts each process samples 8, of one prompt.
-    assert {place < 8 for pair in won for place in pair["rows"]} == {True, False}
+    # Of 32 rollouts each process samples 16, of two prompts.
+    rows = [place for pairs in first["pairs"] for pair in pairs for place in pair["rows"]]
+    assert {place < 16 for place in rows} == {True, False}
     for step, pairs in enumerate(first["pairs"]):
         for pair in pairs:
-            trained = (first if pair["rows"][0] < 8 else second)["kept"][step]
+            trained = (first if pair["rows"][0] < 16 else second)["kept"][step]
             assert not (pair["best"] and pair["num"]) or pair["best"] in trained
     assert first["continued"] == second["continued"] and sum(first["continued"]) > 0
 
