@@ -91,14 +91,14 @@ def call_again(
     tools: Mapping[str, Callable[..., Any]],
     messages: Sequence[Mapping[str, Any]],
     *,
-    max_calls: int,
+    max_calls: int | None,
     last: Container[str] = (),
 ) -> None:
     """Call the tools as the messages of a rollout called them, as training does it.
 
     A call that fails is answered with its error there, and is made again like any other; those
-    after `max_calls` turns that called are not made. Answers that stand in the messages must come
-    again; a call at their end may be without one.
+    after `max_calls` turns that called are not made (None: all are). Answers that stand in the
+    messages must come again; a call at their end may be without one.
 
     last: names of tools whose answers stand behind those of all others of a turn.
 

@@ -138,10 +138,9 @@ class PODSTrainer(GRPOTrainer):
         before, inputs = self._buffered_inputs, super()._prepare_inputs(generation_batch)
         batches = self._buffered_inputs
         whole = bool(self.objective_step and self.objective_step.needs_whole_groups)
-        alone = self.accelerator.num_processes == 1
         if batches is before or not batches or not (self.kept_log_probs or whole):
             return inputs
-        if len(batches) < 2 and alone:
+        if len(batches) < 2 and self.accelerator.num_processes == 1:
             return inputs
         self._buffered_inputs = deal(batches, self.args, whole=whole, sees=self._is_vlm)
         return self._buffered_inputs[self._step % self.args.steps_per_generation]
