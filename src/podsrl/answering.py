@@ -121,7 +121,7 @@ def _completed(asked: Questions, num_repeats: int, temperature: float | None) ->
         report=asked.report,
     )
     repeated = [row for row in asked.rows for _ in range(num_repeats)]
-    return _graded(asked.task, asked.tokenizer, completions, repeated)
+    return graded(asked.task, asked.tokenizer, completions, repeated)
 
 
 def _played(asked: Questions, num_repeats: int, temperature: float | None) -> list[Answer]:
@@ -192,12 +192,13 @@ def own_rewards(
     return [float(value) for value in values if value is not None]
 
 
-def _graded(
+def graded(
     task: Task,
     tokenizer: "PreTrainedTokenizerBase",
     completions: Sequence["Completion"],
     rows: Sequence[Row],
 ) -> list[Answer]:
+    """Return the verdict of the task on each completion, which answers the row in its place."""
     texts = tokenizer.batch_decode([tokens for tokens, _ in completions], skip_special_tokens=True)
     scores = task.score(texts, rows)
     return [

@@ -108,7 +108,9 @@ def evaluate(
     settings |= {"max_new_tokens": max_new_tokens, "seed": seed}
     summary = summarise(greedy, samples, task, rows) | _own_rewards(task, tokenizer, greedy, rows)
     summary["seconds"] = time.perf_counter() - start
-    return Evaluation(settings=settings, summary=summary, problems=_problems(rows, greedy, samples))
+    return Evaluation(
+        settings=settings, summary=summary, problems=problems_of(rows, greedy, samples)
+    )
 
 
 def summarise(
@@ -186,9 +188,10 @@ def _powers_of_two(largest: int) -> list[int]:
     return [*powers, largest]
 
 
-def _problems(
+def problems_of(
     rows: Sequence[Row], greedy: Sequence[Answer], samples: Sequence[Sequence[Answer]]
 ) -> list[dict[str, Any]]:
+    """Return `Evaluation.problems` from rows and their answers."""
     return [
         {
             "index": index,

@@ -4,9 +4,18 @@ import argparse
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from podsrl.cli.mixing import (
+    MIXTURES,
+    check_mixture,
+    evaluate_apart_and_mixed,
+    load_heads,
+    mixture_of,
+    print_mixture,
+)
 from podsrl.cli.parser import VerbParser, errors_in_one_line
 from podsrl.cli.questions import add_question_flags, as_trained, given
 from podsrl.cli.switching import check_models, evaluate_all, print_switch
@@ -23,7 +32,8 @@ DESCRIPTION = """Measure a model on a task: accuracy, format and length, each wi
 Every problem is answered once greedily. With --samples K it is also answered K times at
 --temperature, which adds the mean accuracy, the majority vote (maj@K) and the chance that one of
 k answers is right (pass@k). With several --model and --switch T the next model is asked where fewer
-than the share T of a model's samples agree: what that wins and saves, beside each model's vote."""
+than the share T of a model's samples agree: what that wins and saves, beside each model's vote.
+With --mixture collab they write one answer, token by token the one whose --probe expects more."""
 EXAMPLES = f"""tasks: {", ".join(TASKS)}
   reasoning_gym and jsonl take what to use after a colon: reasoning_gym:leg_counting, jsonl:my.jsonl
 
@@ -31,6 +41,7 @@ examples:
   podsrl evaluate                                        the packaged model on 256 sums
   podsrl evaluate --model runs/my-run/model --samples 8  a trained model, with maj@8 and pass@8
   podsrl evaluate --model a --model b --samples 8 --switch 1.0   b answers where a is unsure
+  podsrl evaluate --model a --model b --mixture collab --probe a.safetensors --probe b.safetensors
   podsrl evaluate --task gsm8k --data gsm8k_folder --limit 16
   podsrl evaluate --task reasoning_gym:leg_counting --task-argument max_animals=3
 
@@ -63,15 +74,19 @@ def main(argv: list[str] | None) -> int:
         evaluation.settings.update(prompts_of(arguments))
         return evaluation
 
-    if options.switch is None:
+    if options.switch is None and options.mixture is None:
         evaluation = evaluate_one(options.model[0], options.seed)
         evaluation.save(output)
         _print_table(evaluation, output)
         return 0
-    evaluations, content = evaluate_all(options, evaluate_one, output)
+    if options.mixture is None:
+        evaluations, content = evaluate_all(options, evaluate_one, output)
+    else:
+        mix = partial(mixture_of, options, task, _place(options), prompts_of(arguments))
+        evaluations, content = evaluate_apart_and_mixed(options, evaluate_one, mix, output)
     for number, evaluation in enumerate(evaluations):
         _print_table(evaluation, output / f"model-{number + 1}")
-    print_switch(content, output)
+    (print_switch if options.mixture is None else print_mixture)(content, output)
     return 0
 
 
@@ -79,7 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the verb."""
     parser = VerbParser("evaluate", description=DESCRIPTION, epilog=EXAMPLES)
     add = parser.add_argument
-    models = f"hub id, folder, or {DEFAULT_MODEL} (the default); several times with --switch"
+    models = f"hub id, folder, or {DEFAULT_MODEL} (the default); several for --switch, --mixture"
     add("--model", action="append", help=models)
     add("--split", default="test", choices=("train", "test"), help="default: %(default)s")
     add("--limit", type=int, default=256, help="problems; 0 means all (default: %(default)s)")
@@ -89,6 +104,19 @@ def build_parser() -> argparse.ArgumentParser:
         type=float,
         metavar="T",
         help="ask the next --model where fewer than this share of the samples agree (1.0, say)",
+    )
+    add(
+        "--mixture",
+        choices=MIXTURES,
+        help="several --model write one answer greedily: of the next tokens that they propose the "
+        "one to which its model's --probe gives the best chance",
+    )
+    add(
+        "--probe",
+        action="append",
+        default=[],
+        metavar="HEAD",
+        help="of each --model in turn, for --mixture: as podsrl probe writes it",
     )
     add("--temperature", type=float, default=1.0, help="of the samples (default: %(default)s)")
     add("--max-new-tokens", type=int, metavar="N", help="length limit (default: the task's)")
@@ -133,13 +161,23 @@ def check(options: argparse.Namespace, questions: QuestionArguments) -> tuple[Ta
     )
     _device(options.device)
     check_models(options)
+    check_mixture(options)
     for model in options.model:
         resolve_model(model)
     task = named_task(questions, seed=options.seed)
     task = as_rewarded(task, questions, task.rows(options.split, 1))
     if options.switch is not None:
         refuse_turns(task, "--switch compares final answers", "leave it out, and give one --model")
+    if options.mixture is not None:
+        refuse_turns(task, "--mixture writes one text", "leave it out, and give one --model")
+        load_heads(options.probe)
     return task, _output_folder(options.output, str(questions.task))
+
+
+def _place(options: argparse.Namespace) -> tuple[str, str]:
+    """The device and the precision of the models' weights."""
+    device = _device(options.device)
+    return device, options.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
 
 
 def _run(options: argparse.Namespace, task: Task, name: str, seed: int) -> "Evaluation":
@@ -148,8 +186,7 @@ def _run(options: argparse.Namespace, task: Task, name: str, seed: int) -> "Eval
     from podsrl.evaluate import evaluate
     from podsrl.progress import progress_bar
 
-    device = _device(options.device)
-    dtype = options.dtype or ("bfloat16" if device.startswith("cuda") else "float32")
+    device, dtype = _place(options)
     tokenizer = load_tokenizer(name)
     model: Any = load_model(name, dtype=dtype).to(device)
     with progress_bar(Console(), "answers") as report:

@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 def check_models(options: argparse.Namespace) -> None:
     """Raise `ValueError` where --model, --samples and --switch do not go together."""
     several = len(options.model) > 1
-    if several and options.switch is None:
+    if several and options.switch is None and options.mixture is None:
         raise ValueError(
             f"--model is given {len(options.model)} times: add --switch 1.0 (the next model is "
-            "asked where the samples of one do not all agree), or evaluate them one by one"
+            "asked where the samples of one do not all agree) or --mixture collab, or evaluate "
+            "them one by one"
         )
     if options.switch is not None and options.samples < 1:
         raise ValueError("--switch compares samples, but --samples is 0: give --samples 8, say")
@@ -77,21 +78,22 @@ def print_switch(content: dict[str, Any], output: Path) -> None:
         table.add_column(column, justify="left" if column == "vote" else "right")
     for number in range(len(settings["models"])):
         of = content["majority"][number], content["minus_majority"][number]
-        table.add_row(f"maj@{num} of model {number + 1}", str(num), *_cells(*of))
+        table.add_row(f"maj@{num} of model {number + 1}", str(num), *cells(*of))
     most = str(content["most_samples"])
-    table.add_row("all, plain", most, *_cells(content["all"]))
+    table.add_row("all, plain", most, *cells(content["all"]))
     table.add_row(
-        "all, weighted", most, *_cells(content["all_weighted"], content["minus_all_weighted"])
+        "all, weighted", most, *cells(content["all_weighted"], content["minus_all_weighted"])
     )
     samples = f"{content['mean_samples']['value']:.1f}"
-    table.add_row("switch", samples, *_cells(content["switch"]))
+    table.add_row("switch", samples, *cells(content["switch"]))
     console = Console()
     console.print(table)
     shares = ", ".join(f"{100 * share:.0f} %" for share in content["settled_by"])
     console.print(f"settled by the models in turn: {shares}; written to {output}", soft_wrap=True)
 
 
-def _cells(figure: dict[str, Any], difference: dict[str, Any] | None = None) -> Sequence[str]:
+def cells(figure: dict[str, Any], difference: dict[str, Any] | None = None) -> Sequence[str]:
+    """A share, its interval, and how much another is above it, as a table shows them."""
     low, high = (f"{100 * figure[end]:.1f} %" for end in ("low", "high"))
     cells = [f"{100 * figure['value']:.1f} %", f"{low} to {high}"]
     if difference is None:

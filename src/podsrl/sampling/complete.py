@@ -102,7 +102,7 @@ def _sample(
     # The sampler draws prompt by prompt; on the CPU that gives the same numbers in any batches.
     generator = torch.Generator().manual_seed(seed)
     completions: list[list[Completion]] = [[] for _ in prompt_ids]
-    for batch in _batches(prompt_ids, max(1, batch_size // num_completions)):
+    for batch in batches(prompt_ids, max(1, batch_size // num_completions)):
         rollouts = sample(
             model,
             [prompt_ids[i] for i in batch],
@@ -135,7 +135,7 @@ def _generate(
         # `generate` draws from the global state only, which is the caller's.
         with torch.random.fork_rng(devices), torch.inference_mode():
             torch.manual_seed(seed)
-            for batch in _batches(prompt_ids, batch_size):
+            for batch in batches(prompt_ids, batch_size):
                 inputs = _pad([prompt_ids[i] for i in batch], config.pad_token_id, model.device)
                 tokens_BT = model.generate(**inputs, generation_config=config)
                 new_BT = tokens_BT[:, inputs["input_ids"].shape[1] :].tolist()
@@ -147,7 +147,7 @@ def _generate(
     return completions
 
 
-def _batches(prompt_ids: Sequence[list[int]], size: int) -> list[list[int]]:
+def batches(prompt_ids: Sequence[list[int]], size: int) -> list[list[int]]:
     """Places of the prompts, longest first, `size` at a time."""
     # If memory is short, it shows in the first batch.
     order = sorted(range(len(prompt_ids)), key=lambda i: (-len(prompt_ids[i]), i))
