@@ -8,15 +8,20 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from podsrl.intervals import mean_interval
 from podsrl.phases import PHASES
 from podsrl.report.read import read_comparisons
 from podsrl.report.summary import summarise
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"
+MEAN = 0
+"""In the place of an evaluation: the mean over all of them but the first, before training."""
 
 
 def read(name: str) -> dict[str, Any]:
@@ -248,6 +253,72 @@ def faults_table() -> str:
     return table(("row", "what was tried", "attempts", "failures", "failures before"), rows)
 
 
+Measure = tuple[str, str, int, Callable[[float], float], str]
+# Of a comparison at equal steps, column by column: heading, key of the curve or of the metrics that
+# were kept, which evaluation, what is made of the value, and how it is written.
+EXPERIMENTS: dict[str, list[Measure]] = {
+    "votes": [
+        ("right at the end, %", "accuracy", -1, lambda share: 100 * share, ".1f"),
+        ("mean over the three evaluations, %", "accuracy", MEAN, lambda share: 100 * share, ".1f"),
+    ],
+    "diversity": [
+        ("right at the end, %", "accuracy", -1, lambda share: 100 * share, ".1f"),
+        ("different ones among 8 right, last 20 steps", "diversity/num_of_8", -1, float, ".2f"),
+        ("entropy of right ones, nats", "diversity/entropy", -1, float, ".2f"),
+        ("different right ones of n", "diversity/num_right_answers", -1, float, ".1f"),
+    ],
+    "checks": [
+        ("right at the end, %", "accuracy", -1, lambda share: 100 * share, ".1f"),
+        (
+            "inconsistent rollouts, last 20 steps, %",
+            "rewards/consistency/mean",
+            -1,
+            lambda share: 100 * (1 - share),
+            ".1f",
+        ),
+    ],
+}
+
+
+def experiment_table(name: str) -> str:
+    """Each arm's means over seeds, and what it has more than the baseline, paired by seed."""
+    lines = (BENCHMARKS / name / "runs.jsonl").read_text().splitlines()
+    runs: dict[str, dict[int, dict[str, Any]]] = {}
+    for record in map(json.loads, lines):
+        if record.get("finished"):
+            runs.setdefault(record["arm"], {})[record["seed"]] = record
+    baseline = read(f"{name}/comparison")["baseline"]
+    measures = EXPERIMENTS[name]
+    rows = []
+    for arm, of_seed in runs.items():
+        cells = [_cell(of_seed, runs[baseline], measure, arm == baseline) for measure in measures]
+        rows.append((arm, f"{len(of_seed)}", *cells))
+    return table(("arm", "seeds", *(heading for heading, *_ in measures)), rows)
+
+
+def _cell(
+    runs: dict[int, dict[str, Any]],
+    others: dict[int, dict[str, Any]],
+    measure: Measure,
+    is_baseline: bool,
+) -> str:
+    _, key, place, made, written = measure
+
+    def value_of(record: dict[str, Any]) -> float:
+        values = (record["curve"] | record.get("metrics", {}))[key]
+        chosen = values[1:] if place == MEAN else [values[place]]
+        return made(sum(chosen) / len(chosen))
+
+    values = {seed: value_of(record) for seed, record in runs.items()}
+    mean = f"{sum(values.values()) / len(values):{written}}"
+    if is_baseline:
+        return mean
+    pairs = [value - value_of(others[seed]) for seed, value in values.items() if seed in others]
+    found = mean_interval(pairs)
+    bounds = " to ".join(f"{found[bound]:+{written}}" for bound in ("low", "high"))
+    return f"{mean}, {found['value']:+{written}} ({bounds})"
+
+
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     """A Markdown table."""
     lines = [head, tuple("---" for _ in head), *rows]
@@ -262,7 +333,8 @@ TABLES = {
         "steps": steps_table,
         "selection": selection_table,
     },
-    "docs/methods.md": {"methods": methods_table},
+    "docs/methods.md": {"methods": methods_table}
+    | {name: partial(experiment_table, name) for name in EXPERIMENTS},
     "docs/tune.md": {"tune": tune_table},
     "docs/reliability.md": {"faults": faults_table},
 }

@@ -14,6 +14,9 @@ seed that no training run uses; held-out questions are never among them.
 where the first term is 0 or 1. `--teacher hard-long` slips alike, but says 24 words first that mean
 nothing, each any of eight: rollouts of one group differ in them, which is noise to the update.
 
+`--teacher pairs` and `--teacher thinking` answer the tasks of recipes/small_tasks.py, which says
+how, and how often wrong.
+
 `--teacher creeping` plays the task `guess` instead, by calling its tool, and badly: of the numbers
 that are still possible it guesses the smallest every second time, else any.
 """
@@ -32,6 +35,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from podsrl.evaluate import evaluate
+from podsrl.plugins import load_function, load_plugins
 from podsrl.tasks import Task, load_task
 from podsrl.tasks.guess import NumberToGuess
 
@@ -54,9 +58,14 @@ TEACHERS: dict[str, Callable[[int], float]] = {
     "hard": hard,
     "hard-long": hard,
 }
+SMALL_TASKS = str(Path(__file__).resolve().parents[1] / "recipes" / "small_tasks.py")
+# Teachers of tasks that are a plugin: the function that says what they say.
+TEACHERS_OF_OWN = {"pairs": "taught_pair", "thinking": "taught_thought"}
 NUM_FILLERS = {"hard-long": 24}
+# Tokens of an evaluated answer at most, where 16 are not what is needed.
+LONGEST = {"hard-long": 40, PLAYER: 64, "pairs": 8, "thinking": 24}
 FILLERS = ("well", "so", "then", "now", "and", "thus", "next", "here")
-PIECES = Regex(r" ?[A-Za-z]+|\d|[^\w]")
+PIECES = Regex(r"</?[a-z]+>| ?[A-Za-z]+|\d|[^\w]")
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 # A dialogue: what is asked, `> guess(number=42)`, what came back, `> ...`, each on a line.
 PIECES_OF_CALLS = Regex(r"\n> |[a-z]+\([a-z]+=| ?[A-Za-z]+|\d+|[^\w]")
@@ -170,6 +179,9 @@ def told(row: dict[str, Any], slips: random.Random | None, teacher: str) -> list
     if teacher == PLAYER:
         return played(row, slips or random.Random(row["answer"]))
     question = row["prompt"][0]["content"]
+    if teacher in TEACHERS_OF_OWN:
+        taught = load_function(f"{SMALL_TASKS}:{TEACHERS_OF_OWN[teacher]}")
+        return [question, taught(row, slips or random.Random(question))]
     return [question, worked_answer(question, slips, teacher)]
 
 
@@ -211,8 +223,7 @@ def train(model: Any, tokenizer: Any, task: Task, arguments: argparse.Namespace)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate(step, arguments)
     )
-    is_player = arguments.teacher == PLAYER
-    longest = 64 if is_player else 16 + NUM_FILLERS.get(arguments.teacher, 0)
+    longest = LONGEST.get(arguments.teacher, 16)
     start = time.perf_counter()
     for step in range(arguments.steps):
         first = step * arguments.batch_size % (len(rows) - arguments.batch_size)
@@ -243,7 +254,8 @@ def held_out_accuracy(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--output", type=Path, default=Path("runs/adder"))
-    parser.add_argument("--teacher", choices=[*TEACHERS, PLAYER], default="graded")
+    teachers = [*TEACHERS, *TEACHERS_OF_OWN, PLAYER]
+    parser.add_argument("--teacher", choices=teachers, default="graded")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--report_every", type=int, default=250)
     parser.add_argument("--batch_size", type=int, default=64)
@@ -252,6 +264,9 @@ def main() -> None:
     arguments = parser.parse_args()
     calls = arguments.teacher == PLAYER
     name, options = ("guess", {}) if calls else ("arithmetic", TASK)
+    if arguments.teacher in TEACHERS_OF_OWN:
+        load_plugins([SMALL_TASKS])
+        name, options = arguments.teacher, {}
     task = load_task(name, seed=SEED, num_train=200_000, **options)
     rows = task.rows("train", 2000)
     texts = [*("".join(told(row, None, arguments.teacher)) for row in rows), "no number"]

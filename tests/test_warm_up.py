@@ -1,6 +1,7 @@
 """benchmarks/warm_up.py: its teachers slip as often as they say."""
 
 import random
+import re
 import sys
 from pathlib import Path
 
@@ -58,6 +59,21 @@ def test_the_long_teacher_says_24_words_that_mean_nothing_and_then_its_answer() 
     assert sum(answer[24:] == ["7", "-2"] for answer in told) >= 90
     short = [warm_up.worked_answer(question, other, "hard") for _ in range(100)]
     assert sum(answer == " 7 -2" for answer in short) >= 90
+
+
+@pytest.mark.parametrize(
+    ("teacher", "said"), [("pairs", r" \d+ \+ \d+"), ("thinking", r"<think> .*</answer>")]
+)
+def test_teachers_of_own_tasks_answer_their_questions(teacher: str, said: str) -> None:
+    """And a word between angles is one token, so that a tag costs one."""
+    warm_up.load_plugins([warm_up.SMALL_TASKS])
+    rows = load_task(teacher, num_train=50).rows("train")
+    told = [warm_up.told(row, random.Random(1), teacher) for row in rows]
+    for row, (question, answer) in zip(rows, told, strict=True):
+        assert question == row["prompt"][0]["content"] and re.fullmatch(said, answer)
+    tokenizer = warm_up.make_tokenizer(["".join(each) for each in told])
+    assert tokenizer.decode(tokenizer(told[0][1])["input_ids"]) == told[0][1]
+    assert len(tokenizer("<think>")["input_ids"]) == 1
 
 
 def test_the_creeping_player_guesses_the_smallest_possible_number_every_second_time() -> None:

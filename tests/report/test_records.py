@@ -8,7 +8,7 @@ import pytest
 from helpers.arms import PHASES, ROWS, write_comparison, write_run
 from podsrl.cli import main as podsrl
 from podsrl.report.read import read_comparisons
-from podsrl.report.records import collect
+from podsrl.report.records import collect, mean_metrics
 from podsrl.report.summary import summarise
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,6 +94,31 @@ def test_a_line_that_is_no_record_is_named(tmp_path, line, message):
     path.write_text(path.read_text() + line + "\n")
     with pytest.raises(ValueError, match=rf"runs\.jsonl, line 7 {message}"):
         read_comparisons([path.parent])
+
+
+def test_metrics_are_means_over_the_steps_since_the_evaluation_before():
+    rows = [{"step": 1, "a": 1.0, "b": 5.0}, {"step": 2, "a": 2.0, "b": None}, {"step": 3, "a": 6}]
+    found = mean_metrics(rows, [0, 2, 2, 4], ["a", "b", "c"])
+    # Steps 1 and 2 have 1 and 2; nothing is between 2 and 2; of steps 3 and 4 one was logged.
+    assert found == {"a": [None, 1.5, None, 6.0], "b": [None, 5.0, None, None]}
+
+
+def test_metrics_are_kept_by_name_and_change_no_report(tmp_path, capsys):
+    folder = write_comparison(tmp_path / "mine")
+    for path in folder.glob("pods/*/metrics.jsonl"):
+        rows = [{**row, "mine": float(row["step"])} for row in lines_of(path)]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = collect(folder, tmp_path / "kept", ["mine"])
+    assert summary_of(path.parent) == summary_of(folder)
+    lines = lines_of(path)
+    assert all(line["metrics"] == {} for line in lines if line["arm"] == "grpo")
+    pods = next(line for line in lines if line["arm"] == "pods")
+    assert pods["metrics"]["mine"][0] is None and pods["metrics"]["mine"][-1] is not None
+    assert len(pods["metrics"]["mine"]) == len(pods["curve"]["step"])
+    with pytest.raises(ValueError, match=r"no run of .* logged yours: choose from .*mine"):
+        collect(folder, tmp_path / "other", ["yours"])
+    assert podsrl(["report", str(folder), "--metrics", "mine"]) == 2
+    assert "--metrics says what --collect is to keep" in capsys.readouterr().err
 
 
 def test_command(tmp_path, capsys, monkeypatch):

@@ -18,6 +18,7 @@ EXAMPLES = """examples:
   podsrl report curves.csv --baseline 16/16
   podsrl report runs/my-comparison --share .95         time to 95 % of the baseline's best
   podsrl report runs/my-comparison --collect results/my-comparison
+  podsrl report runs/my-comparison --collect FOLDER --metrics frac_reward_zero_std
 
 The output folder receives report.html (one file, no network), summary.json (every number) and
 figures/ (SVG and PNG). docs/report.md defines each number.
@@ -36,7 +37,10 @@ def main(argv: list[str] | None) -> int:
     paths = [Path(path) for path in options.paths]
     output = Path(options.output) if options.output else _beside(paths[0])
     if options.collect:
-        print(f"collected in {collect(_one_of(paths), Path(options.collect))}")
+        kept = collect(_one_of(paths), Path(options.collect), options.metrics or ())
+        print(f"collected in {kept}")
+    elif options.metrics:
+        raise ValueError("--metrics says what --collect is to keep: name its folder")
     times = options.seconds_per_step
     result = write_report(
         paths,
@@ -70,6 +74,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--output", metavar="FOLDER", help="default: report/ in the folder, or beside the CSV")
     add("--collect", metavar="FOLDER", help="also write comparison.json and runs.jsonl there")
+    add(
+        "--metrics",
+        metavar="KEY",
+        nargs="+",
+        help="keep these of metrics.jsonl in the collection, as means between evaluations",
+    )
     return parser
 
 

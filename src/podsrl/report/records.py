@@ -1,9 +1,11 @@
 """What a report reads of one run of a comparison, as one line: its folder, or a line of runs.jsonl.
 
-A record has `finished`, `phases` (mean seconds per step of each phase) and `curve` (the columns
-of curve.jsonl, key by key); that of a failed run has `failed` alone, the reason in words.
+A record has `finished`, `phases` (mean seconds per step of each phase), `curve` (the columns
+of curve.jsonl, key by key) and, where they were asked for, `metrics`; that of a failed run has
+`failed` alone, the reason in words.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +36,17 @@ def read_records(folder: Path, resolved: dict[str, Any]) -> dict[tuple[str, str]
     return found
 
 
-def collect(folder: Path, target: Path) -> Path:
+def collect(folder: Path, target: Path, metrics: Sequence[str] = ()) -> Path:
     """Write what a report reads of a comparison folder into `target`; return its runs.jsonl.
 
     `target` then holds comparison.json, runs.jsonl, one line a run, and seconds_per_step.json where
     steps were timed; and `podsrl report` makes the same report of it as of `folder`, to the last
     digit: that is how a comparison is kept in a repository.
 
-    Raises: ValueError for a folder without comparison.json.
+    metrics: keys of metrics.jsonl that are to be kept too, of the runs that have them: at each
+        evaluation the mean over the steps since the one before (`mean_metrics`).
+
+    Raises: ValueError for a folder without comparison.json, and for a metric that no run has.
     """
     if not (folder / "comparison.json").is_file():
         raise ValueError(
@@ -50,6 +55,8 @@ def collect(folder: Path, target: Path) -> Path:
         )
     resolved = read_json(folder / "comparison.json")
     records = read_records(folder, resolved)
+    if metrics:
+        _add_metrics(folder, records, metrics)
     lines = [
         {"arm": arm, "seed": seed, **record}
         for arm in resolved["arms"]
@@ -63,6 +70,28 @@ def collect(folder: Path, target: Path) -> Path:
             write_json(target / STEP_TIMES, read_json(folder / STEP_TIMES))
     rewrite_lines(target / FILE_NAME, lines)
     return target / FILE_NAME
+
+
+def mean_metrics(
+    rows: Sequence[Mapping[str, Any]], steps: Sequence[int], names: Sequence[str]
+) -> dict[str, list[float | None]]:
+    """Mean of each metric over the logged steps since the evaluation before, per evaluation.
+
+    rows: of metrics.jsonl; steps: at which the run was evaluated. None where no row of these steps
+    has the metric; a metric that no row has at all is left out.
+
+    Example: values 1, 2 and 6 of steps 1, 2 and 3, evaluated at 0, 2 and 4: None, 1.5 and 6.
+    """
+    found: dict[str, list[float | None]] = {}
+    for name in names:
+        of_step = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+        means: list[float | None] = []
+        for before, step in zip((-1, *steps), steps, strict=False):
+            values = [value for at, value in of_step if before < at <= step]
+            means.append(sum(values) / len(values) if values else None)
+        if of_step:
+            found[name] = means
+    return found
 
 
 def points_of(rows: list[dict[str, Any]]) -> list[Point]:
@@ -104,6 +133,24 @@ def seconds_of_phases(run: Path) -> dict[str, float]:
     else:
         return {}
     return {key: seconds[key] / steps for key in PHASES if steps and key in seconds}
+
+
+def _add_metrics(
+    folder: Path, records: dict[tuple[str, str], Record], names: Sequence[str]
+) -> None:
+    known: set[str] = set()
+    for (arm, seed), record in records.items():
+        run = folder / arm / f"seed-{seed}"
+        if not run.is_dir() or "curve" not in record:
+            continue
+        rows = read_metrics(run)
+        known.update(*rows)
+        record["metrics"] = mean_metrics(rows, record["curve"]["step"], names)
+    if missing := [name for name in names if name not in known]:
+        raise ValueError(
+            f"no run of {folder} logged {missing[0]}: choose from what metrics.jsonl holds, "
+            f"{', '.join(sorted(known)) or 'which no run has'}"
+        )
 
 
 def _record(run: Path) -> Record:
