@@ -263,12 +263,25 @@ EXPERIMENTS: dict[str, list[Measure]] = {
     ],
     "diversity": [
         ("right at the end, %", "accuracy", -1, lambda share: 100 * share, ".1f"),
-        ("different ones among 8 right, last 20 steps", "diversity/num_of_8", -1, float, ".2f"),
+        (
+            "pairs of right rollouts that differ, last 20 steps, %",
+            "diversity/frac_different",
+            -1,
+            lambda share: 100 * share,
+            ".1f",
+        ),
         ("entropy of right ones, nats", "diversity/entropy", -1, float, ".2f"),
         ("different right ones of n", "diversity/num_right_answers", -1, float, ".1f"),
     ],
     "checks": [
-        ("right at the end, %", "accuracy", -1, lambda share: 100 * share, ".1f"),
+        ("right at the end, greedy, %", "accuracy", -1, lambda share: 100 * share, ".1f"),
+        (
+            "right rollouts, last 20 steps, %",
+            "rewards/correctness/mean",
+            -1,
+            lambda share: 100 * share,
+            ".1f",
+        ),
         (
             "inconsistent rollouts, last 20 steps, %",
             "rewards/consistency/mean",

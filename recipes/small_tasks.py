@@ -24,8 +24,6 @@ from podsrl.tasks.splits import Entry, disjoint_splits
 
 PAIR = re.compile(r"(?<!\d)(\d+) \+ (\d+)(?!\d)")
 TOTALS = (10, 40)
-# Of as many right answers the mean number of different ones is told, whatever the accuracy.
-NUM_COMPARED = 8
 
 
 def pairs(
@@ -65,15 +63,14 @@ def diversity(
 
     Its mean times n is the number of different right answers a prompt. Logged besides, as means
     over the prompts that have them: `diversity/num_right_answers`; `diversity/entropy` of the right
-    answers, in nats; and `diversity/num_of_8`, how many different ones 8 of the right answers hold
-    on average, which does not grow with their number: sum_a (1 - C(c - c_a, 8) / C(c, 8)) over
-    answers a, given c_a times of c.
+    answers, in nats; and `diversity/frac_different`, the share of the pairs of right answers that
+    differ, which unlike the others does not grow with their number.
 
     Example: of the rollouts "4 + 19", "4 + 19", "5 + 18", "5 + 5" the first and third are 1.0.
     """
     pairs_B = [found_pair(completion_text(each)) for each in completions]
     rewards = [0.0] * len(pairs_B)
-    numbers: dict[str, list[float]] = {"num_right_answers": [], "entropy": [], "num_of_8": []}
+    numbers: dict[str, list[float]] = {"num_right_answers": [], "entropy": [], "frac_different": []}
     for _, places in itertools.groupby(range(len(prompts)), key=prompts.__getitem__):
         right: Counter[str] = Counter()
         for place in places:
@@ -86,8 +83,8 @@ def diversity(
         numbers["num_right_answers"].append(len(right))
         if right:
             numbers["entropy"].append(entropy(right))
-        if right.total() >= NUM_COMPARED:
-            numbers["num_of_8"].append(expected_distinct(right, NUM_COMPARED))
+        if right.total() > 1:
+            numbers["frac_different"].append(frac_different(right))
     if (log := columns.get("log_metric")) is not None:
         for name, values in numbers.items():
             if values:
@@ -104,14 +101,13 @@ def entropy(counts: Counter[str]) -> float:
     return -sum(count / total * math.log(count / total) for count in counts.values())
 
 
-def expected_distinct(counts: Counter[str], number: int) -> float:
-    """Mean number of different ones among `number` drawn without putting back.
+def frac_different(counts: Counter[str]) -> float:
+    """Share of the pairs of two that are not equal: 1 - sum_a c_a (c_a - 1) / (c (c - 1)).
 
-    Example: 2 of counts 1 and 2: the pairs ab, ab, bb hold 2, 2 and 1: 5/3.
+    Example: of counts 1 and 2 the pairs are ab, ab and bb: 2/3.
     """
     total = counts.total()
-    ways = math.comb(total, number)
-    return sum(1 - math.comb(total - count, number) / ways for count in counts.values())
+    return 1 - sum(count * (count - 1) for count in counts.values()) / (total * (total - 1))
 
 
 def taught_pair(row: Row, slips: random.Random) -> str:

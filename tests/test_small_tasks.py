@@ -1,5 +1,6 @@
 """recipes/small_tasks.py: what is right, how different answers are, and what its teachers say."""
 
+import itertools
 import random
 from collections import Counter
 from pathlib import Path
@@ -61,22 +62,22 @@ def test_diversity_counts_each_right_answer_once_a_prompt() -> None:
     logged: dict[str, float] = {}
     rewards = own("diversity")(texts, prompts, log_metric=logged.__setitem__, **columns)
     assert rewards == [1.0, 0.0, 1.0, 0.0, 1.0, 0.0]
-    # Prompt a: 2/3 and 1/3, .6365 nats; prompt b one answer, 0 nats. Nobody has 8 right.
+    # Prompt a: 2/3 and 1/3, .6365 nats, two of three pairs; prompt b one answer, 0 nats, none.
     assert logged == {
         "diversity/num_right_answers": 1.5,
         "diversity/entropy": pytest.approx(0.6365 / 2, abs=1e-4),
+        "diversity/frac_different": pytest.approx(1 / 3),
     }
+    assert own("diversity")([" 4 + 19"], ["a"], total=[23], least=[4]) == [1.0]  # no pair, no log
 
 
-def test_the_number_of_different_ones_among_8_is_that_of_all_draws() -> None:
-    expected = own("expected_distinct")
-    assert expected(Counter(a=1, b=2), 2) == pytest.approx(5 / 3)  # ab, ab, bb: 2, 2, 1
-    assert expected(Counter(a=8), 8) == 1 and expected(Counter("abcdefgh"), 8) == 8
-    drawn = random.Random(0)
+def test_the_share_of_different_pairs_is_that_of_all_pairs() -> None:
     pool = [*"aaaaaabbbccd"]
-    simulated = [len(set(drawn.sample(pool, 8))) for _ in range(NUM_DRAWS)]
-    # Deviation .5, so that four standard errors of 4,000 are .03.
-    assert expected(Counter(pool), 8) == pytest.approx(sum(simulated) / NUM_DRAWS, abs=0.04)
+    pairs = list(itertools.combinations(pool, 2))
+    expected = sum(one != other for one, other in pairs) / len(pairs)
+    assert own("frac_different")(Counter(pool)) == pytest.approx(expected)
+    assert own("frac_different")(Counter(a=1, b=2)) == pytest.approx(2 / 3)  # ab, ab, bb
+    assert own("frac_different")(Counter(a=8)) == 0 and own("frac_different")(Counter("ab")) == 1
 
 
 def test_the_teacher_of_pairs_is_wrong_as_often_as_it_says() -> None:
