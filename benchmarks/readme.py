@@ -257,10 +257,6 @@ Measure = tuple[str, str, int, Callable[[float], float], str]
 # Of a comparison at equal steps, column by column: heading, key of the curve or of the metrics that
 # were kept, which evaluation, what is made of the value, and how it is written.
 EXPERIMENTS: dict[str, list[Measure]] = {
-    "votes": [
-        ("right at the end, %", "accuracy", -1, lambda share: 100 * share, ".1f"),
-        ("mean over the three evaluations, %", "accuracy", MEAN, lambda share: 100 * share, ".1f"),
-    ],
     "diversity": [
         ("right at the end, %", "accuracy", -1, lambda share: 100 * share, ".1f"),
         (
@@ -272,23 +268,6 @@ EXPERIMENTS: dict[str, list[Measure]] = {
         ),
         ("entropy of right ones, nats", "diversity/entropy", -1, float, ".2f"),
         ("different right ones of n", "diversity/num_right_answers", -1, float, ".1f"),
-    ],
-    "checks": [
-        ("right at the end, greedy, %", "accuracy", -1, lambda share: 100 * share, ".1f"),
-        (
-            "right rollouts, last 20 steps, %",
-            "rewards/correctness/mean",
-            -1,
-            lambda share: 100 * share,
-            ".1f",
-        ),
-        (
-            "inconsistent rollouts, last 20 steps, %",
-            "rewards/consistency/mean",
-            -1,
-            lambda share: 100 * (1 - share),
-            ".1f",
-        ),
     ],
 }
 
