@@ -41,7 +41,8 @@ TESTS = {
     for name in re.findall(r"^def (test_\w+)\(", file.read_text(encoding="utf-8"), re.M)
 }
 VALUES = {"objective": {*OBJECTIVES, "grpo"}, "advantage": {*ESTIMATORS, "krpo"}}
-WORDS = {*OBJECTIVES, *ESTIMATORS, *setting_names(), MAJORITY}
+# A head of `podsrl probe` is a reward as `probe:HEAD`.
+WORDS = {*OBJECTIVES, *ESTIMATORS, *setting_names(), MAJORITY, "probe"}
 
 
 def rows() -> dict[str, list[str]]:
@@ -90,7 +91,7 @@ def test_a_row_says_what_there_is_or_why_not(paper: str) -> None:
     assert not [word for word in words if not is_word(word)]
     assert all((ROOT / example).exists() for example in examples)
     tests = re.findall(r"`([\w.]+)`", tested)
-    paths = re.findall(r"tests/[\w/]+\.py", tested)
+    paths = re.findall(r"tests/[\w./]+[\w/]", tested)
     assert tests or paths, "which test?"
     assert not [name for name in tests if not names_a_test(name)]
     assert all((ROOT / path).exists() for path in paths)
