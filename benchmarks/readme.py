@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pays import readme_table, table, theory_table
+
 from podsrl.intervals import mean_interval
 from podsrl.phases import PHASES
 from podsrl.report.read import read_comparisons
@@ -311,20 +313,16 @@ def _cell(
     return f"{mean}, {found['value']:+{written}} ({bounds})"
 
 
-def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """A Markdown table."""
-    lines = [head, tuple("---" for _ in head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 TABLES = {
-    "README.md": {"run-sentence": run_sentence, "arms": arms_table, "step": step_table},
+    "README.md": {"pays": readme_table, "run-sentence": run_sentence, "step": step_table},
     "docs/results.md": {
         "run": run_table,
         "paths": paths_table,
         "steps": steps_table,
         "selection": selection_table,
+        "arms": arms_table,
     },
+    "docs/theory.md": {"pays": theory_table},
     "docs/methods.md": {"methods": methods_table}
     | {name: partial(experiment_table, name) for name in EXPERIMENTS},
     "docs/tune.md": {"tune": tune_table},

@@ -1,6 +1,8 @@
 """Comparison files: what their fields come to, in which order runs start, what is refused."""
 
+import hashlib
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import pytest
 import yaml
 
 from podsrl.compare.comparison import Comparison, load_comparison, write_comparison
+from podsrl.compare.weights import digests_of_weights
 
 BASE: dict[str, Any] = {
     "task": "arithmetic",
@@ -183,6 +186,47 @@ def test_a_folder_from_before_there_were_budgets_goes_on(load: Any, tmp_path: Pa
     path.write_text(json.dumps(old))
     write_comparison(load(seeds=3))
     assert json.loads(path.read_text())["seeds"] == [0, 1, 2]
+
+
+def test_a_model_made_anew_does_not_join(load: Any, tiny_folder: str, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_folder, model)
+    comparison = load(recipe={**BASE, "model": str(model)})
+    write_comparison(comparison)
+    path = tmp_path / "out" / "comparison.json"
+    first = json.loads(path.read_text())["weights"]
+    assert len(first[str(model)]) == 64
+    write_comparison(comparison)  # the same weights go on
+    (weights,) = model.glob("*.safetensors")
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1  # the last bit of the last parameter
+    weights.write_bytes(content)
+    with pytest.raises(ValueError, match=r"has other weights .* bring the old ones back"):
+        write_comparison(comparison)
+    assert json.loads(path.read_text())["weights"] == first
+    # Begun before weights were written down: nobody knows which they were.
+    path.write_text(
+        json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "weights"})
+    )
+    write_comparison(comparison)
+    assert json.loads(path.read_text())["weights"] == {}
+
+
+def test_weights_are_those_of_folders(tmp_path: Path) -> None:
+    for name, content in (("a.safetensors", b"x"), ("b.bin", b"y"), ("config.json", b"{}")):
+        (tmp_path / name).write_bytes(content)
+    before = digests_of_weights([str(tmp_path), "smollm2-135m", str(tmp_path / "nothing")])
+    assert list(before) == [str(tmp_path)]
+    # By hand: name, size and digest of each, in alphabetical order.
+    whole = hashlib.sha256(
+        b"a.safetensors 1\n"
+        + hashlib.sha256(b"x").digest()
+        + b"b.bin 1\n"
+        + hashlib.sha256(b"y").digest()
+    )
+    assert before[str(tmp_path)] == whole.hexdigest()
+    (tmp_path / "config.json").write_text("{ }")
+    assert digests_of_weights([str(tmp_path)]) == before
 
 
 def test_learning_rates_may_follow_known_steps_and_arms_may_pool_their_budget(load: Any) -> None:

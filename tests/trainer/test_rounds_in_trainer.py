@@ -94,6 +94,19 @@ def test_rounds_sample_what_the_rule_asks_for(
     ]
     shares = [sum(all_given_up[i : i + 2]) / 2 for i in (0, 2, 4)]
     assert logged(trainer, "pods/frac_groups_given_up") == shares and sum(shares)
+    for step, batch in enumerate(recorder.batches):
+        successes = (batch.selection.rewards_PN[:, :6] > 0).sum(1).tolist()
+        of = {"hard": [], "middle": [], "easy": []}
+        for i, right in enumerate(successes):  # of 6: below 1.5 is hard, above 4.5 easy
+            name = "hard" if right < 2 else "easy" if right > 4 else "middle"
+            of[name].append((all_sizes[2 * step + i], all_given_up[2 * step + i]))
+        for name, groups in of.items():
+            row = trainer.state.log_history[step]
+            assert row[f"rounds/{name}/frac_groups"] == len(groups) / 2
+            taken = sum(size for size, _ in groups) / len(groups) if groups else None
+            assert row.get(f"rounds/{name}/mean_num_rollouts") == taken
+            gave_up = sum(each for _, each in groups) / len(groups) if groups else None
+            assert row.get(f"rounds/{name}/frac_given_up") == gave_up
     # A count is added up over the rounds, another metric is averaged over the rollouts.
     assert logged(trainer, "num_scored") == [sum(all_sizes[i : i + 2]) for i in (0, 2, 4)]
     texts = [text for call in rewards.calls for text in call]

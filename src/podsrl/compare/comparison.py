@@ -15,6 +15,7 @@ from podsrl.compare.presets import (
     arm_settings,
     check_settings,
 )
+from podsrl.compare.weights import check_weights, digests_of_weights
 from podsrl.plugins import beside
 from podsrl.runs.checks import check_names, check_share, read_yaml
 from podsrl.runs.folder import device_name, read_json, versions, write_json
@@ -150,7 +151,8 @@ def load_comparison(path: Path, changes: Mapping[str, Any] | None = None) -> Com
 def write_comparison(comparison: Comparison) -> None:
     """Write comparison.json; arms and seeds that are there already from an earlier start stay.
 
-    Raises `ValueError` where the folder holds runs of other settings under the same names.
+    Raises `ValueError` where the folder holds runs of other settings under the same names, or of a
+    model with other weights.
     """
     path = comparison.output_dir / "comparison.json"
     _, config, _ = parse_settings(comparison.runs()[0].settings)
@@ -165,6 +167,7 @@ def write_comparison(comparison: Comparison) -> None:
         **({"predictions": comparison.predictions} if comparison.predictions else {}),
         "task": _common([a.task for a in arguments]),
         "model": _common([a.model for a in arguments]),
+        "weights": digests_of_weights(a.model for a in arguments),
         "versions": versions(device_name(config.device)),
     }
     if path.exists():
@@ -181,12 +184,15 @@ def _merged(old: dict[str, Any], new: dict[str, Any], path: Path) -> dict[str, A
             f"the predictions are others than {path} was begun with, and they are made before the "
             "runs: name another output_dir, or undo the change"
         )
+    check_weights(old.get("weights", {}), new["weights"], path)
     for arm in set(old["arms"]) & set(new["arms"]):
         before, after = old["arms"][arm], new["arms"][arm]
         for name in sorted(set(before) | set(after)):
             _check_same(f"{name} of arm {arm}", before.get(name), after.get(name), path)
     return {
         **new,
+        # Of runs from before weights were written down nobody knows: nothing is said of any then.
+        "weights": (old["weights"] | new["weights"]) if "weights" in old else {},
         "arms": old["arms"] | new["arms"],
         "seeds": sorted({*old["seeds"], *new["seeds"]}),
     }

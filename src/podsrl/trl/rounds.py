@@ -18,6 +18,7 @@ from podsrl.core.rounds import decide, first_round
 from podsrl.trl.batch import Rollouts
 from podsrl.trl.early_stop import over_calls
 from podsrl.trl.exchange import TRAVELS, Exchange, exchanged
+from podsrl.trl.rounds_metrics import count_by_difficulty, rounds_metrics
 
 PROMPTS = len(TRAVELS)  # a column beside those of GRPOTrainer._generate
 
@@ -68,6 +69,9 @@ class InRounds:
             batch.first_rewards_PNF = collected.rewards_PNF[:, : self._first_size()]
         batch.counts += collected.counts
         batch.counts.update({name: len(groups) for name, groups in states.items()})
+        batch.counts += count_by_difficulty(
+            collected.rewards_PNF[:, : self._first_size()], collected.sizes_P, **states
+        )
         batch.metrics |= rounds_metrics(batch.counts, collected.rewards_PNF)
         return collected.rollouts(inputs)
 
@@ -127,6 +131,7 @@ class Collected:
         self.host, self.num_rows, self.num_groups = host, num_rows, num_groups
         self.rewards_PNF = torch.empty(0)
         self.counts = Counter({"groups": num_groups})
+        self.sizes_P = [0] * num_groups
         self._columns: dict[int, list[Any]] = {}
         self._last: tuple[Any, ...] = ()
         self._extra: dict[str, list[Any]] = {}
@@ -145,6 +150,8 @@ class Collected:
         self.rewards_PNF[groups, done : done + size] = rewards.unflatten(0, (-1, size))
         self.counts += Counter(rounds=1, rollouts=len(rewards))
         self.counts["failed"] += int(rewards.isnan().all(1).sum())
+        for group in groups:
+            self.sizes_P[group] += size
         places = [group * num_rollouts + done + i for group in groups for i in range(size)]
         self._place(part, places)
         for name, values in self.host._pending_metrics.items():
@@ -191,21 +198,6 @@ class Collected:
         generated = tuple(self._columns.get(i, value) for i, value in enumerate(self._last))
         rewards, prompts = self.rewards_PNF.flatten(0, 1), self._columns[PROMPTS]
         return Rollouts(inputs, generated, dict(self._extra), rewards, prompts=prompts)
-
-
-def rounds_metrics(counts: Counter[str], like: Tensor) -> dict[str, Tensor]:
-    """What the rounds of a batch took, by the names of docs/metrics.md, float64 as `like` lies."""
-    numbers = {
-        "pods/mean_num_rollouts": counts["rollouts"] / counts["groups"],
-        "pods/num_sampling_rounds": counts["rounds"],
-        "pods/frac_groups_settled": counts["settled"] / counts["groups"],
-        "pods/frac_groups_given_up": counts["given_up"] / counts["groups"],
-        "pods/frac_no_reward": counts["failed"] / counts["rollouts"],
-    }
-    return {
-        name: torch.tensor(value, dtype=torch.float64, device=like.device)
-        for name, value in numbers.items()
-    }
 
 
 def _fill(values: list[Any], rows: list[int], new: list[Any]) -> None:
