@@ -25,8 +25,8 @@ PROBE = "probe:"
 """Begins a reward that is a head, named by its file."""
 REFERENCES = ("reward_funcs", "plugins")
 """Settings that are lists of references."""
-DATA = ("dataset_name", "datasets", "test_datasets")
-"""Settings that name data, where it is local by its path."""
+DATA = ("dataset_name", "datasets", "test_datasets", "prompt_probe")
+"""Settings that name data, or a head, where it is local by its path."""
 
 
 def beside(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:

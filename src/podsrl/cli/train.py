@@ -47,6 +47,8 @@ what is learned
   --plugins FILE ...      your files or modules that add rules, estimators, objectives, tasks or
                           graders
   --train_limit K         use only this many training questions
+  --prompt_probe HEAD, --prompt_probe_range LOW HIGH   leave out questions of which a head of podsrl
+                          probe predicts a chance of success outside (default 0.02 0.98)
   --model NAME            smollm2-135m (packaged, default), a local folder, or a hub id
 
 what is sampled and kept

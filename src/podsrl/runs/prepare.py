@@ -10,7 +10,7 @@ from trl import ModelConfig
 
 from podsrl.extras import need
 from podsrl.models import resolve_model
-from podsrl.plugins import digests
+from podsrl.plugins import PROBE, digests
 from podsrl.runs.callbacks import is_of_worker
 from podsrl.runs.changes import ENDS, FIXED, Changes, changed_settings, fingerprints, told
 from podsrl.runs.checkpoints import (
@@ -23,6 +23,7 @@ from podsrl.runs.checks import check_output, check_reporters
 from podsrl.runs.claims import Claim, forget_claims, owner, try_claim
 from podsrl.runs.folder import read_json, settings_of
 from podsrl.runs.place import from_main_process, new_folder
+from podsrl.runs.predicted import prompt_head
 from podsrl.runs.settings import EVALUATE_EVERY, RunArguments, check_clock
 from podsrl.runs.turns import fit_to_turns
 from podsrl.tasks import Task
@@ -145,6 +146,8 @@ def check_options(arguments: RunArguments, config: PODSConfig, model_config: Mod
     check_output(Path(config.output_dir))
     if model_config.use_peft:
         need("peft", "use_peft")
+    if arguments.prompt_probe is not None:
+        prompt_head(arguments.prompt_probe)
     arguments.model = model_config.model_name_or_path or arguments.model
     resolve_model(arguments.model)
 
@@ -168,7 +171,8 @@ def load_questions(arguments: RunArguments, seed: int) -> tuple[Task, list[dict[
 def own_code(arguments: RunArguments) -> dict[str, str]:
     """The user's files that a run is made with, by name, and their digests."""
     references = [*(arguments.reward_funcs or ()), *(arguments.plugins or ())]
-    return digests([*references, arguments.grader or ""])
+    probe = PROBE + arguments.prompt_probe if arguments.prompt_probe else ""
+    return digests([*references, arguments.grader or "", probe])
 
 
 @dataclass

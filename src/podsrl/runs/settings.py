@@ -107,6 +107,17 @@ class RunArguments(ClockArguments, QuestionArguments):
             "drop (leave them out)."
         },
     )
+    prompt_probe: str | None = field(
+        default=None,
+        metadata={
+            "help": "A head that podsrl probe fitted at the prompt: questions of which it predicts "
+            "a chance of success outside prompt_probe_range are left out of training."
+        },
+    )
+    prompt_probe_range: list[float] | None = field(
+        default=None,
+        metadata={"help": "Lowest and highest chance of success that stay. Default: 0.02 0.98."},
+    )
     reward_timeout_seconds: float | None = field(
         default=None,
         metadata={
@@ -148,6 +159,13 @@ class RunArguments(ClockArguments, QuestionArguments):
             raise ValueError(
                 f"majority_stop is {self.majority_stop}: a share above 0, or above 1 for never"
             )
+        if (ends := self.prompt_probe_range) is not None:
+            if self.prompt_probe is None:
+                raise ValueError(f"prompt_probe_range is {ends}: name a prompt_probe, or leave it")
+            if len(ends) != 2 or not 0 <= ends[0] < ends[1] <= 1:
+                raise ValueError(
+                    f"prompt_probe_range is {ends}: two numbers from 0 to 1, the lower one first"
+                )
         if self.evaluate_limit < 0:
             raise ValueError(f"evaluate_limit is {self.evaluate_limit}: it must be 0 or more")
         if self.train_limit is not None and self.train_limit < 1:

@@ -1,6 +1,7 @@
 """One training run from settings to result.json."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from podsrl.runs.folder import (
     write_settings,
 )
 from podsrl.runs.json_lines import read_lines
+from podsrl.runs.predicted import likely_rows
 from podsrl.runs.prepare import Run, check_options, fit_to_task, load_questions, prepare_run
 from podsrl.runs.result import describe, plot_run, result_of
 from podsrl.runs.rollout_log import FILE_NAME, attach_log
@@ -45,6 +47,7 @@ from podsrl.runs.saving import save_trained, trained_model
 from podsrl.runs.stop import Stop
 from podsrl.runs.turns import experimental_environments
 from podsrl.runs.unanimous import DEFAULT_STOP, StopUnanimous
+from podsrl.tasks.base import Row
 from podsrl.tasks.majority import MAJORITY
 from podsrl.tasks.prompts import fit_prompts
 from podsrl.tasks.questions import prompts_of
@@ -113,6 +116,7 @@ def _load(run: Run, stop: Stop) -> tuple[PODSTrainer, Any, StepBoundary, Trainin
     )
     check_tools(tokenizer, run.task)
     _fit_prompts(run, model, tokenizer)
+    rows = likely_rows(run)
     _check_logs(run)
     if main:
         _write_settings(run)
@@ -120,7 +124,7 @@ def _load(run: Run, stop: Stop) -> tuple[PODSTrainer, Any, StepBoundary, Trainin
             with clock.beside("evaluation"):  # a resumed run has it already
                 _evaluate(run, model, tokenizer, "before")
     PartialState().wait_for_everyone()
-    trainer, boundary = _build_trainer(run, model, tokenizer, clock, stop)
+    trainer, boundary = _build_trainer(run, rows, model, tokenizer, clock, stop)
     return trainer, tokenizer, boundary, clock
 
 
@@ -221,7 +225,7 @@ def _model_options(model_config: ModelConfig) -> dict[str, Any]:
 
 
 def _build_trainer(
-    run: Run, model: Any, tokenizer: Any, clock: TrainingClock, stop: Stop
+    run: Run, rows: Sequence[Row], model: Any, tokenizer: Any, clock: TrainingClock, stop: Stop
 ) -> tuple[PODSTrainer, StepBoundary]:
     run.config.disable_tqdm = True
     run.config.write_run = False  # the trainer need not: what a run writes is written here
@@ -231,7 +235,7 @@ def _build_trainer(
             model=model,
             reward_funcs=[in_time(each, limit, pace) for each in run.task.reward_funcs.values()],
             args=run.config,
-            train_dataset=Dataset.from_list(run.rows),
+            train_dataset=Dataset.from_list(list(rows)),
             processing_class=tokenizer,
             peft_config=get_peft_config(run.model_config),
             environment_factory=run.task.environment,
