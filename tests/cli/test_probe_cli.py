@@ -71,6 +71,7 @@ def by_text(folder: Path, model: str, **settings: Any) -> Path:
     texts = ["so 7", "z", "7", "7 z"]
     part = [1.0, 0.0, 1.0, 0.0]
     records = [{"question": q, "parts": [part, part], "texts": texts} for q in questions()]
+    records[0]["texts"] = ["so 7", "", "7", "7 z"]  # an empty answer ends at the prompt
     return run_with(folder, model, records, **settings)
 
 

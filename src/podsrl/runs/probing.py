@@ -210,7 +210,7 @@ def fit_probe(
     found = measure(
         states_KDH.cpu().double().numpy(),
         _items(logged, places),
-        [_where(each, place) for each in places for place in each.at],
+        [_trivial(each, place, at) for each in places for place in each.at],
         seed=seed,
         frac_held_out=frac_held_out,
     )
@@ -243,8 +243,8 @@ def _items(logged: Logged, places: Sequence[Places]) -> Items:
     return Items.of_rollouts([prompt for prompt, _ in pairs], [right for _, right in pairs])
 
 
-def _where(places: Places, place: int) -> dict[str, float]:
-    """The trivial features of one place; how far along it stands, where there are several."""
-    if len(places.at) == 1:
+def _trivial(places: Places, place: int, at: str) -> dict[str, float]:
+    """The trivial features of one place, and how far along the answer it stands."""
+    if at != "prefix":
         return places.trivial
     return places.trivial | {"tokens so far": float(place - places.at[0])}
