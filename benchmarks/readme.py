@@ -271,6 +271,23 @@ EXPERIMENTS: dict[str, list[Measure]] = {
         ("entropy of right ones, nats", "diversity/entropy", -1, float, ".2f"),
         ("different right ones of n", "diversity/num_right_answers", -1, float, ".1f"),
     ],
+    "checks": [
+        ("right at the end, greedy, %", "accuracy", -1, lambda share: 100 * share, ".1f"),
+        (
+            "right rollouts, last 20 steps, %",
+            "rewards/correctness/mean",
+            -1,
+            lambda share: 100 * share,
+            ".1f",
+        ),
+        (
+            "inconsistent rollouts, last 20 steps, %",
+            "rewards/consistency/mean",
+            -1,
+            lambda share: 100 * (1 - share),
+            ".1f",
+        ),
+    ],
 }
 
 
