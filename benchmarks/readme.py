@@ -259,6 +259,10 @@ Measure = tuple[str, str, int, Callable[[float], float], str]
 # Of a comparison at equal steps, column by column: heading, key of the curve or of the metrics that
 # were kept, which evaluation, what is made of the value, and how it is written.
 EXPERIMENTS: dict[str, list[Measure]] = {
+    "votes": [
+        ("right at the end, %", "accuracy", -1, lambda share: 100 * share, ".1f"),
+        ("mean over the three evaluations, %", "accuracy", MEAN, lambda share: 100 * share, ".1f"),
+    ],
     "diversity": [
         ("right at the end, %", "accuracy", -1, lambda share: 100 * share, ".1f"),
         (
