@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from helpers.tiny import save_tiny
+from helpers.tiny_runs import flags, write_questions
 from podsrl.cli import main
 from podsrl.probe.head import load_head
 from podsrl.probe.trivial import trivial_features
 from podsrl.runs.folder import FROM_PYTHON
 from podsrl.runs.json_lines import rewrite_lines
 from podsrl.runs.probing import read_logged
-from podsrl.runs.rollout_log import FILE_NAME, FORMAT
+from podsrl.runs.rollout_log import FILE_NAME, FORMAT, read_rollouts
 from podsrl.tasks import load_task
 from podsrl.tasks.rewarded import with_rewards
 
@@ -214,3 +215,19 @@ def test_a_folder_without_rollouts_is_told(
 def test_features_of_a_question_are_of_the_question() -> None:
     (question,) = questions(1)
     assert trivial_features(question, num_tokens=3)["numbers"] == 2
+
+
+def test_a_run_is_rewarded_by_the_head_beside_its_accuracy(
+    text_run: Path, model: str, tmp_path: Path
+) -> None:
+    head = text_run / "probe-last.safetensors"
+    questions = write_questions(tmp_path / "questions.jsonl")
+    words = flags(model, questions, tmp_path / "run", max_steps=1, save_strategy="no")
+    assert main(["train", *words, "--reward_funcs", "correctness", f"probe:{head}"]) == 0
+    header, records = read_rollouts(tmp_path / "run" / FILE_NAME)
+    assert header["reward_names"] == ["correctness", "probe"]
+    scores = [score for each in records for score in each["parts"][1]]
+    assert len(set(scores)) > 4 and all(0 <= score <= 1 for score in scores)
+    after = json.loads((tmp_path / "run" / "after" / "evaluation.json").read_text())
+    assert 0 < after["reward_probe"]["value"] < 1
+    assert after["accuracy_greedy"]["value"] in (0, 0.5, 1)  # of two questions, whatever it says
