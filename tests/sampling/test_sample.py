@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel
 
 from helpers.tiny import FAMILIES, make_model
+from podsrl.sampling import cache
 from podsrl.sampling import sample as sampling
 from podsrl.sampling.sample import sample
 from podsrl.sampling.settings import SamplingSettings
@@ -246,6 +247,45 @@ class CountCasts(TorchDispatchMode):
         if func is torch.ops.aten._to_copy.default:
             self.casts[args[0].data_ptr()] += 1
         return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("way", ["copied", "shared", "refilled"])
+def test_keys_kept_as_attention_reads_them_change_no_bit(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Casting what was kept in float32 for every token, and casting it once, is the same."""
+    model = make_model("qwen2").eval()
+    monkeypatch.setattr(sampling, "sharing_pays", lambda *args, **kwargs: way != "copied")
+    kept: list[torch.dtype] = []
+    in_half = cache.dtype_of_attention
+
+    def found(dtype_of_attention: Any) -> Any:
+        def noted(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+            kept.append(dtype_of_attention(device, dtype))
+            return kept[-1]
+
+        monkeypatch.setattr(cache, "dtype_of_attention", noted)
+        return sample(
+            model,
+            PROMPTS,
+            4,
+            settings=settings_with(),
+            generator=torch.Generator().manual_seed(0),
+            autocast_dtype=torch.bfloat16,
+            max_rows=6 if way == "refilled" else None,
+            return_log_probs=True,
+        )
+
+    assert found(in_half) == found(lambda device, dtype: dtype)
+    assert set(kept) == {torch.bfloat16, torch.float32}
+
+
+def test_the_dtype_that_attention_reads() -> None:
+    cpu = torch.device("cpu")
+    assert cache.dtype_of_attention(cpu, torch.float32) == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert cache.dtype_of_attention(cpu, torch.float32) == torch.bfloat16
+        assert cache.dtype_of_attention(cpu, torch.float64) == torch.float64
 
 
 def test_autocast_casts_each_weight_once_for_all_steps() -> None:

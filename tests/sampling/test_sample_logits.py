@@ -143,6 +143,14 @@ def test_impossible_tokens_are_never_drawn(uniform: float) -> None:
     assert log_probs.tolist() == [0, 0, 0, 0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_callers_logits_stay_as_they_are(dtype: torch.dtype) -> None:
+    logits_BV = torch.tensor([[0.0, 1.0, 3.0]], dtype=dtype)
+    uniform_B = torch.tensor([0.3], dtype=torch.float64)
+    next_tokens(logits_BV, settings_with(temperature=0.5), uniform_B=uniform_B)
+    assert logits_BV.tolist() == [[0.0, 1.0, 3.0]]
+
+
 def test_half_precision_logits_are_worked_on_in_float32() -> None:
     logits_BV = torch.tensor([[0.0, 1.0, 2.0, 3.0]], dtype=torch.bfloat16)
     uniform_B = torch.tensor([0.9], dtype=torch.float64)

@@ -18,8 +18,22 @@ from transformers.cache_utils import (
 )
 
 
+def dtype_of_attention(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which attention reads states of this dtype: autocast's where it would cast them.
+
+    Example: float32 on a CPU is bfloat16 under `torch.autocast("cpu")`; float64 stays.
+    """
+    if dtype == torch.float64 or not torch.is_autocast_enabled(device.type):
+        return dtype
+    return torch.get_autocast_dtype(device.type)
+
+
 class RolloutLayer(CacheLayerMixin):
-    """Keys and values of one layer, (rows, heads, positions, head size), filled from the left."""
+    """Keys and values of one layer, (rows, heads, positions, head size), filled from the left.
+
+    Under autocast they are kept in the dtype in which attention reads them: rotary positions leave
+    float32 keys, and all of the cache would be cast again for every token.
+    """
 
     def __init__(self, max_length: int, window: int | None = None) -> None:
         super().__init__()
@@ -28,12 +42,15 @@ class RolloutLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate for the rows, heads and sizes of these states."""
-        self.dtype, self.device = key_states.dtype, key_states.device
+        self.device = key_states.device
+        self.dtype = dtype_of_attention(key_states.device, key_states.dtype)
         self._allocate(key_states, value_states, key_states.shape[0])
 
     def _allocate(self, keys: Tensor, values: Tensor, rows: int) -> None:
-        self.keys = keys.new_empty(rows, keys.shape[1], self.max_length, keys.shape[3])
-        self.values = values.new_empty(rows, values.shape[1], self.max_length, values.shape[3])
+        heads, size = keys.shape[1], keys.shape[3]
+        self.keys = keys.new_empty(rows, heads, self.max_length, size, dtype=self.dtype)
+        heads, size = values.shape[1], values.shape[3]
+        self.values = values.new_empty(rows, heads, self.max_length, size, dtype=self.dtype)
         self.num_rows = rows
         self.is_initialized = True
 
@@ -123,7 +140,8 @@ class PlacesLayer(RolloutLayer):
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate for `max_rows` rows, with zeros: what was never written must not be NaN."""
-        self.dtype, self.device = key_states.dtype, key_states.device
+        self.device = key_states.device
+        self.dtype = dtype_of_attention(key_states.device, key_states.dtype)
         self._allocate(key_states, value_states, self.max_rows)
         assert self.keys is not None and self.values is not None
         self.keys.zero_()
@@ -137,8 +155,9 @@ class PlacesLayer(RolloutLayer):
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None
         row_B = torch.arange(key_states.shape[0], device=key_states.device)
-        self.keys[row_B, :, self.places.place_B] = key_states[:, :, 0]
-        self.values[row_B, :, self.places.place_B] = value_states[:, :, 0]
+        # An indexed place takes its own dtype alone, where a slice would cast.
+        self.keys[row_B, :, self.places.place_B] = key_states[:, :, 0].to(self.dtype)
+        self.values[row_B, :, self.places.place_B] = value_states[:, :, 0].to(self.dtype)
         self.length = self.places.num_columns
         filled = slice(key_states.shape[0]), slice(None), slice(self.length)
         return self.keys[filled], self.values[filled]

@@ -42,8 +42,11 @@ def next_tokens(
         token_B = scores_BV.argmax(-1)
         log_probs_BV = scores_BV.log_softmax(-1)
         return token_B, log_probs_BV.gather(1, token_B[:, None]).squeeze(1)
-    # The largest score becomes 0, so that its weight is 1 and cuts are comparisons of weights.
-    scores_BV = scores_BV - scores_BV.amax(-1, keepdim=True)
+    # The largest score becomes 0, so that its weight is 1 and cuts are comparisons of weights. In
+    # place where the scores are not the caller's logits: one tensor of this size less to write.
+    largest_B1 = scores_BV.amax(-1, keepdim=True)
+    is_copy = scores_BV.data_ptr() != logits_BV.data_ptr()
+    scores_BV = scores_BV.sub_(largest_B1) if is_copy else scores_BV - largest_B1
     if settings.temperature != 1.0:
         scores_BV.div_(settings.temperature)
     weights_BV = _cut(scores_BV.exp_(), settings)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from podsrl.sampling.cache import dtype_of_attention
 from podsrl.sampling.logits import next_tokens
 from podsrl.sampling.memory import (
     SHARE_OF_FREE_MEMORY,
@@ -130,7 +131,8 @@ def _plan_rows(
 ) -> tuple[int, bool]:
     """How many rows are decoded at once, and whether they share their prompts' keys and values."""
     lengths, config = [len(ids) for ids in prompt_ids], model.config
-    position_bytes = cache_bytes_per_row(config, 1, dtype=model.dtype) // config.num_hidden_layers
+    dtype = dtype_of_attention(model.device, model.dtype)
+    position_bytes = cache_bytes_per_row(config, 1, dtype=dtype) // config.num_hidden_layers
     can_share = can_share_prompts(model)
     share = can_share and sharing_pays(
         num_rollouts,
@@ -142,7 +144,7 @@ def _plan_rows(
         return max_rows, share
     usable = int(SHARE_OF_FREE_MEMORY * free_bytes(model.device))
     row_bytes = [
-        bytes_per_row(config, max(lengths), settings=settings, dtype=model.dtype, num_sharing=count)
+        bytes_per_row(config, max(lengths), settings=settings, dtype=dtype, num_sharing=count)
         for count in (1, num_rollouts)
     ]
     # Where copies would not fit, sharing saves whole runs over the rollouts, whatever it costs.
@@ -150,7 +152,7 @@ def _plan_rows(
     rows = rows_within(usable, row_bytes[share])
     if share and rows < num_rollouts * len(lengths):
         # Rollouts will begin as others end, of any prompt: all prompts stay.
-        prompt_bytes = max(lengths) * cache_bytes_per_row(config, 1, dtype=model.dtype)
+        prompt_bytes = max(lengths) * cache_bytes_per_row(config, 1, dtype=dtype)
         own_bytes = row_bytes[1] - prompt_bytes // num_rollouts
         with_all = (usable - len(lengths) * prompt_bytes) // own_bytes
         rows = with_all if with_all >= len(lengths) else max(1, min(rows, len(lengths) - 1))
