@@ -1,6 +1,7 @@
 """podsrl probe on logged rollouts: what it writes and refuses, and its head as a reward."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from helpers.tiny import save_tiny
 from helpers.tiny_runs import flags, write_questions
 from podsrl.cli import main
+from podsrl.probe import fit
 from podsrl.probe.head import load_head
 from podsrl.probe.trivial import trivial_features
 from podsrl.runs.folder import FROM_PYTHON
@@ -20,6 +22,14 @@ from podsrl.tasks import load_task
 from podsrl.tasks.rewarded import with_rewards
 
 NUM_PROMPTS, NUM_EACH = 90, 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_strength() -> Iterator[None]:
+    """To be quick, one penalty is tried; tests/probe/test_fit.py has all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit, "STRENGTHS", (1e-1,))
+        yield
 
 
 @pytest.fixture(scope="module")
