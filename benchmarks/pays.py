@@ -183,7 +183,7 @@ def draw(path: Path) -> None:
 
 
 def _draw_ratios(axes: Any, task: str, kind: str) -> None:
-    axes.set(xscale="log", xlim=LIMITS, ylim=(len(NAMES) - 0.4, -0.6))
+    axes.set(xscale="log", xlim=LIMITS, ylim=(len(NAMES) - 0.4, -0.85))
     axes.minorticks_off()
     axes.axvspan(LIMITS[0], 1, color="#f3ece8", zorder=0)
     axes.axvline(1, color="#5d646e", linewidth=0.8)
@@ -203,7 +203,7 @@ def _draw_ratios(axes: Any, task: str, kind: str) -> None:
             label = "measured, 95 %" if first else None
             axes.plot(value, place + 0.16, "o", color=color, markersize=5, label=label)
     for x, words, side in ((0.93, "slower", "right"), (1.07, "faster", "left")):
-        axes.text(x, -0.45, words, ha=side, va="top", fontsize=8, color="#5d646e")
+        axes.text(x, -0.72, words, ha=side, va="top", fontsize=8, color="#5d646e")
 
 
 def told(ratio: float) -> str:
