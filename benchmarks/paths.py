@@ -3,12 +3,15 @@
     python benchmarks/paths.py            # 20 to 25 minutes a seed on 2 cores
     python benchmarks/paths.py --before CHECKOUT --output versions.json
 
+    python benchmarks/paths.py --before CHECKOUT --in_turn --output turns.json
+
 With `--before`, the sides are another checkout of this project and this one, each on its own paths.
 
 Every run is a process of its own, one after the other, and the side that goes first changes from
-seed to seed. Both sides train for the recipe's steps with the same seed; they draw different random
-numbers while sampling, so their accuracies differ as those of two seeds do. The JSON grows by one
-run at a time; runs that it holds already are not repeated.
+seed to seed; with `--in_turn` both train at once, each waiting while the other makes a step, so
+that what slows the machine meets both. Both sides train for the recipe's steps with the same seed;
+they draw different random numbers while sampling, so their accuracies differ as those of two seeds
+do. The JSON grows by one run at a time; runs that it holds already are not repeated.
 """
 
 import argparse
@@ -18,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +39,17 @@ EACH_STEP = {
 ON_TRL_PATHS = ["--fast_sampling", "false", "--packed_update", "false"]
 
 
-def run_side(checkout: Path, seed: int, extra: list[str]) -> dict[str, Any]:
-    """One training run of the recipe, evaluated before and after, in a folder that is discarded."""
+def run_side(
+    checkout: Path, seed: int, extra: list[str], turns: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """One training run of the recipe, evaluated before and after, in a folder that is discarded.
+
+    turns: the folder in which two runs take turns, this one's name and the other's.
+    """
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "run"
-        command = [sys.executable, "-m", "podsrl.cli", "train", str(RECIPE), "--seed", str(seed)]
+        start = [str(HERE / "in_turn.py"), *turns] if turns else ["-m", "podsrl.cli"]
+        command = [sys.executable, *start, "train", str(RECIPE), "--seed", str(seed)]
         environment = os.environ | {"PYTHONPATH": str(checkout / "src")}
         command += ["--output_dir", str(target), *extra]
         subprocess.run(command, check=True, env=environment)
@@ -52,6 +62,27 @@ def run_side(checkout: Path, seed: int, extra: list[str]) -> dict[str, Any]:
     return kept | accuracy | {"each_step": steps}
 
 
+def run_in_turn(
+    sides_run: dict[str, tuple[Path, list[str]]], seed: int, extra: list[str]
+) -> dict[str, dict[str, Any]]:
+    """Both sides at once, step by step in turn."""
+    names = list(sides_run)
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:
+        (Path(folder) / "turn").write_text(names[seed % 2])
+        runs = {
+            name: pool.submit(run_side, checkout, seed, [*arm, *extra], (folder, name, other))
+            for (name, (checkout, arm)), other in zip(sides_run.items(), names[::-1], strict=True)
+        }
+        return {name: run.result() for name, run in runs.items()}
+
+
+def median_step(side: dict[str, Any]) -> float:
+    """Seconds of sampling and update of the median step, the first not counted."""
+    each = side["each_step"]
+    pairs = zip(each["sampling_seconds"], each["update_seconds"], strict=True)
+    return statistics.median([sum(pair) for pair in pairs][1:])
+
+
 def summary(seeds: dict[str, dict[str, Any]], other: str) -> dict[str, Any]:
     """Our training seconds over the other side's, and accuracies compared, over complete seeds."""
     pairs = [(sides["podsrl"], sides[other]) for sides in seeds.values() if len(sides) == 2]
@@ -62,6 +93,7 @@ def summary(seeds: dict[str, dict[str, Any]], other: str) -> dict[str, Any]:
     return {
         "share_of_seconds_median": statistics.median(shares),
         "share_of_seconds_max": max(shares),
+        "share_of_median_step": [median_step(a) / median_step(b) for a, b in pairs],
         "accuracy_difference": mean_interval(differences),
     }
 
@@ -70,6 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--before", type=Path, metavar="CHECKOUT")
+    parser.add_argument("--in_turn", action="store_true", help="both sides at once, by turns")
     parser.add_argument("--output", type=Path, default=HERE / "paths.json")
     arguments, extra = parser.parse_known_args()
     other = "before" if arguments.before else "trl"
@@ -80,6 +113,11 @@ def main() -> None:
     seeds = read_json(arguments.output)["seeds"] if arguments.output.exists() else {}
     for seed in arguments.seeds:
         sides = seeds.setdefault(str(seed), {})
+        if arguments.in_turn and not sides:
+            sides |= run_in_turn(sides_run, seed, extra)
+            content = {"recipe": RECIPE.name, "summary": summary(seeds, other), "seeds": seeds}
+            write_json(arguments.output, content)
+            print(f"seed {seed}: {content['summary']}", flush=True)
         for side in sides_run if seed % 2 else reversed(sides_run):
             if side in sides:
                 continue
