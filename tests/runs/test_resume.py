@@ -1,5 +1,6 @@
 """--resume: from the newest whole checkpoint to the same bits, or a line that says why not."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -267,6 +268,21 @@ def test_files_of_another_run_are_not_written_over(
     assert main(flags(tiny_folder, sums, folder, evaluate_limit=0, max_steps=1)) == 0
     assert (folder / "metrics.jsonl").read_text() == '{"step": 99}\n'
     assert (tmp_path / "run-2" / "result.json").exists()
+
+
+def test_a_run_that_left_long_questions_out_goes_on(tiny_folder: str, tmp_path: Path) -> None:
+    """Checkpoints have the digest of all questions, the one too long for 256 tokens among them."""
+    questions, folder = write_questions(tmp_path / "sums.jsonl"), tmp_path / "run"
+    long = [{"question": f"{i} " * 300, "answer": "1"} for i in range(10)]  # some are not held out
+    with questions.open("a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in long)
+    words = flags(
+        tiny_folder, questions, folder, long_prompts="drop", max_steps=2, evaluate_limit=0
+    )
+    assert main(words) == 0
+    (folder / "result.json").unlink()
+    shutil.rmtree(folder / "model")
+    assert main([*words, "--resume"]) == 0
 
 
 def test_a_run_from_before_manifests_and_claims_goes_on(half: Path, resume: Resume) -> None:

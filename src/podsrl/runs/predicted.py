@@ -26,8 +26,8 @@ def prompt_head(path: str) -> Head:
     return head
 
 
-def likely_rows(run: "Run") -> Sequence[Row]:
-    """Return the run's questions whose predicted chance of success lies in its range, in order.
+def likely_rows(run: "Run", rows: Sequence[Row]) -> Sequence[Row]:
+    """Return the rows whose predicted chance of success lies in the run's range, in order.
 
     All of them without a `prompt_probe`. The chance follows from the question alone, and from the
     model that the head was fitted to, so that the rollouts of a question that stays are what they
@@ -37,27 +37,27 @@ def likely_rows(run: "Run") -> Sequence[Row]:
     changed since the head was fitted.
     """
     if run.arguments.prompt_probe is None:
-        return run.rows
+        return rows
     low, high = run.arguments.prompt_probe_range or DEFAULT_RANGE
     head = prompt_head(run.arguments.prompt_probe)
     environment = run.task.environment
     tools = None if environment is None else tools_of(environment())
     with progress_bar(run.console, "questions predicted") as report:
-        chances = from_main_process(lambda: predicted(head, run.rows, tools, report))
-    rows = [row for row, p in zip(run.rows, chances, strict=True) if low <= p <= high]
+        chances = from_main_process(lambda: predicted(head, rows, tools, report))
+    likely = [row for row, p in zip(rows, chances, strict=True) if low <= p <= high]
     num_below, num_above = sum(p < low for p in chances), sum(p > high for p in chances)
     told = (
-        f"{num_below} of {len(run.rows)} questions are left out as too hard and {num_above} as too "
+        f"{num_below} of {len(rows)} questions are left out as too hard and {num_above} as too "
         f"easy: the probe gives them less than {low:g} or more than {high:g}"
     )
     num_needed = int(run.config.generation_batch_size or 0) // run.config.num_generations
-    if len(rows) < num_needed:
+    if len(likely) < num_needed:
         raise ValueError(
-            f"{told}; {len(rows)} stay, and a generation batch takes {num_needed}: widen "
+            f"{told}; {len(likely)} stay, and a generation batch takes {num_needed}: widen "
             "prompt_probe_range"
         )
     run.console.print(told, soft_wrap=True, highlight=False)
-    return rows
+    return likely
 
 
 def predicted(

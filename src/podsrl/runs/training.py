@@ -115,8 +115,7 @@ def _load(run: Run, stop: Stop) -> tuple[PODSTrainer, Any, StepBoundary, Trainin
         **_model_options(run.model_config),
     )
     check_tools(tokenizer, run.task)
-    _fit_prompts(run, model, tokenizer)
-    rows = likely_rows(run)
+    rows = likely_rows(run, _fitting_rows(run, model, tokenizer))
     _check_logs(run)
     if main:
         _write_settings(run)
@@ -142,12 +141,15 @@ def _check_logs(run: Run) -> None:
         )
 
 
-def _fit_prompts(run: Run, model: Any, tokenizer: Any) -> None:
-    """Leave out, or refuse, the questions that fill the model's context before it can answer."""
+def _fitting_rows(run: Run, model: Any, tokenizer: Any) -> Sequence[Row]:
+    """The run's questions without those that leave the model no room to answer, or a refusal.
+
+    `run.rows` stays as it is: checkpoints have its digest, which a resumed run compares.
+    """
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if context is None:
-        return
-    run.rows, num_dropped = fit_prompts(
+        return run.rows
+    rows, num_dropped = fit_prompts(
         run.rows,
         tokenizer,
         context=context,
@@ -157,6 +159,7 @@ def _fit_prompts(run: Run, model: Any, tokenizer: Any) -> None:
     )
     if num_dropped:
         run.console.print(f"{num_dropped} questions are too long for the model and left out")
+    return rows
 
 
 def _write_settings(run: Run) -> None:
