@@ -9,7 +9,7 @@ import pytest
 
 from helpers.sample_rollouts import HEADER, batch, write_log
 from podsrl.cli import main as podsrl
-from podsrl.cli.view import _steps, main
+from podsrl.cli.view import main, steps_of
 from podsrl.runs.rollout_log import FILE_NAME, RolloutLog
 from podsrl.view.page import OverSteps, _spread, view_page
 
@@ -108,7 +108,7 @@ def test_a_run_without_a_log_says_how_to_get_one(
 
 
 def test_a_single_step_and_open_ranges() -> None:
-    assert [_steps(text) for text in (":", "7", "7:", ":7", "2:7")] == [
+    assert [steps_of(text) for text in (":", "7", "7:", ":7", "2:7")] == [
         (None, None),
         (7, 7),
         (7, None),
