@@ -113,16 +113,12 @@ def main() -> None:
     seeds = read_json(arguments.output)["seeds"] if arguments.output.exists() else {}
     for seed in arguments.seeds:
         sides = seeds.setdefault(str(seed), {})
-        if arguments.in_turn and not sides:
-            sides |= run_in_turn(sides_run, seed, extra)
-            content = {"recipe": RECIPE.name, "summary": summary(seeds, other), "seeds": seeds}
-            write_json(arguments.output, content)
-            print(f"seed {seed}: {content['summary']}", flush=True)
+        both = run_in_turn(sides_run, seed, extra) if arguments.in_turn and not sides else {}
         for side in sides_run if seed % 2 else reversed(sides_run):
             if side in sides:
                 continue
             checkout, arm = sides_run[side]
-            sides[side] = run_side(checkout, seed, [*arm, *extra])
+            sides[side] = both.get(side) or run_side(checkout, seed, [*arm, *extra])
             content = {"recipe": RECIPE.name, "summary": summary(seeds, other), "seeds": seeds}
             write_json(arguments.output, content)
             seconds = sides[side]["seconds"]["training"]

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from helpers.heads import about
 from helpers.tiny import make_model, make_tokenizer
 from podsrl.cli import evaluate as verb
 from podsrl.cli.mixing import check_mixture
@@ -242,26 +243,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         model = make_model(seed=seed, max_position_embeddings=1024)
         model.save_pretrained(name)
         make_tokenizer().save_pretrained(name)
-        about = About(
-            model=name,
-            model_digest=model_digest(model),
-            layer=1,
-            num_layers=2,
-            at="prefix",
-            kind="logistic",
-            label="correctness >= 1",
-            auroc=0.7,
-            auroc_low=0.6,
-            auroc_high=0.8,
-            num_prompts_fitted=20,
-            num_prompts_held_out=20,
-            within_low=0.6,
-        )
-        write_head(name, "good", about)
-        write_head(name, "chance", replace(about, auroc_low=0.5))
-        write_head(name, "prompt", replace(about, at="prompt"))
-        write_head(name, "within", replace(about, within_low=0.5))
-        write_head(name, "other", replace(about, label="format >= 1"))
+        told = about(model=name, model_digest=model_digest(model), layer=1, at="prefix")
+        write_head(name, "good", told)
+        write_head(name, "chance", replace(told, auroc_low=0.5))
+        write_head(name, "prompt", replace(told, at="prompt"))
+        write_head(name, "within", replace(told, within_low=0.5))
+        write_head(name, "other", replace(told, label="format >= 1"))
     return names
 
 

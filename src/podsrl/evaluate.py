@@ -81,6 +81,8 @@ def evaluate(
     Example: 77 right of 256 give `summary["accuracy_greedy"]` = {"value": 0.301, "low": 0.248,
     "high": 0.360, "num_problems": 256}.
     """
+    from podsrl.progress import counted
+
     max_new_tokens = task.max_new_tokens if max_new_tokens is None else max_new_tokens
     counts = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
     check_options(num_samples=num_samples, temperature=temperature, **counts)
@@ -93,7 +95,7 @@ def evaluate(
         rows=rows,
         prompts=encode(model, tokenizer, task, rows, max_new_tokens),
         seed=seed,
-        report=_reporter(progress, len(rows) * (1 + num_samples)),
+        report=counted(progress or (lambda done, total: None), len(rows) * (1 + num_samples)),
         **counts,
     )
 
@@ -202,15 +204,3 @@ def problems_of(
         }
         for index, (row, first, group) in enumerate(zip(rows, greedy, samples, strict=True))
     ]
-
-
-def _reporter(progress: Progress | None, total: int) -> Callable[[int], None]:
-    done = 0
-
-    def report(count: int) -> None:
-        nonlocal done
-        done += count
-        if progress is not None:
-            progress(done, total)
-
-    return report

@@ -75,6 +75,18 @@ def load_model(name: str, *, dtype: str = "float32", **kwargs: Any) -> "PreTrain
     return model
 
 
+def load_to_read(name: str, dtype: str | None = None) -> Any:
+    """Return `load_model(name)` on CUDA where there is a device, for passes without training.
+
+    dtype: default bfloat16 on CUDA, float32 elsewhere.
+    """
+    import torch
+
+    on_cuda = torch.cuda.is_available()
+    model: Any = load_model(name, dtype=dtype or ("bfloat16" if on_cuda else "float32"))
+    return model.to("cuda" if on_cuda else "cpu")
+
+
 def load_tokenizer(name: str) -> "PreTrainedTokenizerBase":
     """Return the tokenizer of model `name`, padding on the left as generation needs.
 

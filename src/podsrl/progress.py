@@ -7,6 +7,21 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 
+def counted(report: Callable[[int, int], None], total: int) -> Callable[[int], None]:
+    """What is told how much more is done, and tells `report` (done, total).
+
+    Example: of a total of 10, told 3 and then 2, it tells (3, 10) and (5, 10).
+    """
+    done = 0
+
+    def count(num: int) -> None:
+        nonlocal done
+        done += num
+        report(done, total)
+
+    return count
+
+
 @contextmanager
 def progress_bar(console: Console, text: str) -> Iterator[Callable[[int, int], None]]:
     """A bar that is moved by calling what it yields with (done, total); none without a terminal.

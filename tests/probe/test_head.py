@@ -9,29 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from helpers.heads import about
 from helpers.tiny import make_model, save_tiny
-from podsrl.probe.head import FORMAT, About, Head, load_head, model_digest, save_head
+from podsrl.probe.head import FORMAT, Head, load_head, model_digest, save_head
 from podsrl.probe.reward import probe_reward
 from podsrl.sampling.tap import states_at
-
-
-def about(**changes: Any) -> About:
-    values: dict[str, Any] = {
-        "model": "tiny",
-        "model_digest": "0",
-        "layer": 2,
-        "num_layers": 2,
-        "at": "last",
-        "kind": "logistic",
-        "label": "correctness >= 1",
-        "auroc": 0.8,
-        "auroc_low": 0.7,
-        "auroc_high": 0.9,
-        "num_prompts_fitted": 80,
-        "num_prompts_held_out": 40,
-        "within_low": 0.6,
-    }
-    return About(**{**values, **changes})
 
 
 def test_scores_by_hand_for_any_shape_and_precision() -> None:

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from helpers.heads import about
 from helpers.tiny import make_model
 from helpers.tiny_runs import flags, write_questions
 from podsrl.cli.train import main
 from podsrl.models import load_tokenizer
-from podsrl.probe.head import About, Head, model_digest, save_head
+from podsrl.probe.head import Head, model_digest, save_head
 from podsrl.runs.predicted import predicted, prompt_head
 from podsrl.runs.rollout_log import FILE_NAME, read_rollouts
 from podsrl.sampling.tap import states_at
@@ -40,24 +41,16 @@ def write_head(tiny_folder: str, tmp_path: Path) -> WriteHead:
     """A head on the tiny model whose log-odds have mean 0 and deviation 1 over the questions."""
 
     def write(**changes: Any) -> Path:
-        told: dict[str, Any] = {
-            "model": tiny_folder,
-            "model_digest": model_digest(make_model()),
-            "layer": 1,
-            "num_layers": 2,
-            "at": "prompt",
-            "kind": "logistic",
-            "label": "correctness >= 1",
-            "auroc": 0.8,
-            "auroc_low": 0.7,
-            "auroc_high": 0.9,
-            "num_prompts_fitted": 80,
-            "num_prompts_held_out": 40,
-            "within_low": None,
-        }
+        told = about(
+            model=tiny_folder,
+            model_digest=model_digest(make_model()),
+            layer=1,
+            at="prompt",
+            within_low=None,
+        )
         weight_H = torch.randn(32, generator=torch.Generator().manual_seed(1))
         odds_P = states_of(rows(write_questions(tmp_path / "q.jsonl")), tiny_folder) @ weight_H
-        head = Head(weight_H / odds_P.std(), -(odds_P.mean() / odds_P.std()).item(), About(**told))
+        head = Head(weight_H / odds_P.std(), -(odds_P.mean() / odds_P.std()).item(), told)
         path = tmp_path / "head.safetensors"
         save_head(path, replace(head, about=replace(head.about, **changes)))
         return path

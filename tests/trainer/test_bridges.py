@@ -13,11 +13,11 @@ from podsrl import PODSConfig, PODSTrainer
 from podsrl.core.objectives.bridging import bridge_starts, num_differing
 from podsrl.core.selection import Selector
 from podsrl.trl.batch import COMPLETION_IDS, COMPLETIONS, Rollouts
-from podsrl.trl.bridges import Bridging, nearest, pair_of_rows
+from podsrl.trl.bridges import Bridging, nearest
 from podsrl.trl.dialogue import Rewarded
 from podsrl.trl.refusals import refuse_arguments, refuse_trainer
 from podsrl.trl.twins import twin_of
-from podsrl.trl.winners import kept_pairs
+from podsrl.trl.winners import kept_pairs, pair_of_rows
 
 NAN = float("nan")
 BRIDGED = {"objective": "bmc", "bmc_bridges": 4, "max_steps": 2}

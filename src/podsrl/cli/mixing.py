@@ -50,7 +50,7 @@ def load_heads(paths: Sequence[str]) -> list["Head"]:
     Raises `ValueError` for others, for one that was not fitted to answers as they are written, and
     for heads that predict different things.
     """
-    from podsrl.probe.head import CHANCE, load_head
+    from podsrl.probe.head import load_head
 
     heads = [load_head(path) for path in paths]
     for path, head in zip(paths, heads, strict=True):
@@ -59,7 +59,7 @@ def load_heads(paths: Sequence[str]) -> list["Head"]:
                 f"the head {path} was fitted at the {head.about.at} token, but a mixture values "
                 f"answers as they are written: fit one to prefixes, podsrl probe --at {PREFIX}"
             )
-        if head.about.within_low is None or head.about.within_low <= CHANCE:
+        if not head.about.tells_within:
             raise ValueError(
                 f"the head {path} is not shown to tell right from wrong among answers to one "
                 "question, as a mixture must: the interval of its AUROC there begins at "

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from podsrl.cli.parser import VerbParser, errors_in_one_line
-from podsrl.models import DTYPES, load_model, load_tokenizer, resolve_model
+from podsrl.models import DTYPES, load_to_read, load_tokenizer, resolve_model
 from podsrl.probe import PLACES
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _fitted(options: argparse.Namespace, console: Any) -> tuple[dict[str, Any], Any]:
     """What the result file holds, and the head."""
-    from podsrl.progress import progress_bar
+    from podsrl.progress import counted, progress_bar
     from podsrl.runs.probing import fit_probe, places_of, prompts_in_tokens, read_logged
     from podsrl.runs.rollout_log import FILE_NAME
 
@@ -99,17 +99,10 @@ def _fitted(options: argparse.Namespace, console: Any) -> tuple[dict[str, Any], 
     name = options.model or _model_of(run)
     tokenizer = load_tokenizer(name)
     asked = prompts_in_tokens(run, tokenizer, [each.question for each in logged.prompts])
-    model = _load(name, options.dtype)
+    model = load_to_read(name, options.dtype)
     layers = _layers(options.layers, model)
     places = list(places_of(logged, asked, tokenizer, options.at, rollouts_each=options.rollouts))
     with progress_bar(console, "texts read") as report:
-        done = 0
-
-        def count(num: int) -> None:
-            nonlocal done
-            done += num
-            report(done, len(places))
-
         head, found = fit_probe(
             model,
             name,
@@ -120,7 +113,7 @@ def _fitted(options: argparse.Namespace, console: Any) -> tuple[dict[str, Any], 
             seed=options.seed,
             batch_size=options.batch_size,
             frac_held_out=options.held_out,
-            report=count,
+            report=counted(report, len(places)),
         )
     content: dict[str, Any] = {
         "run": str(run),
@@ -163,14 +156,6 @@ def _model_of(run: Path) -> str:
     if not name:
         raise ValueError(f"{run}/config.json names no model: give --model")
     return str(name)
-
-
-def _load(name: str, dtype: str | None) -> Any:
-    import torch
-
-    on_cuda = torch.cuda.is_available()
-    model: Any = load_model(name, dtype=dtype or ("bfloat16" if on_cuda else "float32"))
-    return model.to("cuda" if on_cuda else "cpu")
 
 
 def _layers(text: str | None, model: Any) -> list[int]:

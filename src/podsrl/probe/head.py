@@ -57,6 +57,11 @@ class About:
         """Whether the interval reaches down to .5."""
         return not self.auroc_low > CHANCE
 
+    @property
+    def tells_within(self) -> bool:
+        """Whether it is shown to tell right from wrong among the rollouts of one prompt."""
+        return self.within_low is not None and not self.within_low <= CHANCE
+
 
 @dataclass(frozen=True)
 class Head:

@@ -88,22 +88,25 @@ def measure(
     return Measured(
         choice.fitted,
         choice.place,
-        figures | _trivial(trivial, items, is_out_K, drawn_DP, (value, found_D), seed),
+        figures | _trivial(trivial, is_out_K, (fit_on, held_out), drawn_DP, (value, found_D), seed),
     )
 
 
 def _trivial(
     trivial: Sequence[Mapping[str, float]],
-    items: Items,
     is_out_K: np.ndarray,
+    parts: tuple[Items, Items],
     drawn_DP: np.ndarray,
     head: tuple[float, np.ndarray],
     seed: int,
 ) -> dict[str, Any]:
-    """Figures of the features that need no model; constant ones are left out."""
+    """Figures of the features that need no model; constant ones are left out.
+
+    parts: the items to fit on and those held out.
+    """
+    fit_on, held_out = parts
     names = [name for name in trivial[0] if len({each[name] for each in trivial}) > 1]
     features_KF = np.array([[each[name] for name in names] for each in trivial], dtype=float)
-    fit_on, held_out = of(items, ~is_out_K), of(items, is_out_K)
     alone = {}
     for place, name in enumerate(names):
         falls = float(auroc(fit_on, features_KF[~is_out_K, place])[0]) < 0.5

@@ -8,8 +8,8 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from podsrl.models import load_model, load_tokenizer, resolve_model
-from podsrl.probe.head import CHANCE, Head, load_head
+from podsrl.models import load_to_read, load_tokenizer, resolve_model
+from podsrl.probe.head import Head, load_head
 from podsrl.rewards.functions import Completion, RewardFunction, completion_text
 
 
@@ -42,7 +42,7 @@ def _refuse_useless(path: str, head: Head) -> None:
             f"probe:{path} was fitted at the prompt and gives all rollouts of a prompt the same: "
             "fit one with podsrl probe --at last"
         )
-    if about.within_low is None or about.within_low <= CHANCE:
+    if not about.tells_within:
         raise ValueError(
             f"probe:{path} tells hard prompts from easy ones, but not right from wrong among the "
             f"rollouts of one prompt: the interval of its AUROC there begins at {about.within_low}"
@@ -50,14 +50,10 @@ def _refuse_useless(path: str, head: Head) -> None:
 
 
 def _reader(head: Head) -> Callable[[Sequence[Any], Sequence[str]], list[float]]:
-    import torch
-
     from podsrl.sampling.tap import states_at
 
-    on_cuda = torch.cuda.is_available()
-    model: Any = load_model(head.about.model, dtype="bfloat16" if on_cuda else "float32")
+    model = load_to_read(head.about.model)
     head.check(model)
-    model = model.to("cuda" if on_cuda else "cpu")
     tokenizer = load_tokenizer(head.about.model)
 
     def read(prompts: Sequence[Any], texts: Sequence[str]) -> list[float]:

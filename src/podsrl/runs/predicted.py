@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from podsrl.probe.head import Head, load_head
-from podsrl.progress import progress_bar
+from podsrl.progress import counted, progress_bar
 from podsrl.runs.place import from_main_process
 from podsrl.tasks.base import Row
 from podsrl.tasks.turns import tools_of
@@ -70,13 +70,10 @@ def predicted(
 
     Its model is loaded, reads each prompt once, and is let go.
     """
-    import torch
-
-    from podsrl.models import load_model, load_tokenizer
+    from podsrl.models import load_to_read, load_tokenizer
     from podsrl.sampling.tap import states_at
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model: Any = load_model(head.about.model, dtype="bfloat16" if device == "cuda" else "float32")
+    model = load_to_read(head.about.model)
     head.check(model)
     tokenizer = load_tokenizer(head.about.model)
     texts = [
@@ -85,18 +82,11 @@ def predicted(
         )
         for row in rows
     ]
-    done = 0
-
-    def count(num: int) -> None:
-        nonlocal done
-        done += num
-        report(done, len(rows))
-
     states_PDH = states_at(
-        model.to(device),
+        model,
         tokenizer(texts, add_special_tokens=False)["input_ids"],
         layers=[head.about.layer],
-        report=count,
+        report=counted(report, len(rows)),
     )
     chances: list[float] = head.score(states_PDH[:, 0]).tolist()
     return chances

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from podsrl.trl.dialogue import Rewarded
+from podsrl.trl.winners import pair_of_rows
 
 
 @dataclass
@@ -61,13 +62,10 @@ def segments_of(pairs: Sequence[Pair], kept_rows: Sequence[int]) -> dict[str, Te
     Example: kept rows 3, 5, 8, of which 8 wins over 3 from turn 1 on for two turns: pairs
     (3, 5, 3), first turns (1, 0, 1), numbers (2, 0, 2).
     """
-    number, first, num = {row: row for row in kept_rows}, dict[int, int](), dict[int, int]()
-    for pair in pairs:
-        for row in (pair.winner, pair.loser):
-            number[row], first[row], num[row] = pair.loser, pair.first, pair.num
-    columns = {
-        "segment_pair": [number[row] for row in kept_rows],
-        "segment_first": [first.get(row, 0) for row in kept_rows],
-        "segment_num": [num.get(row, 0) for row in kept_rows],
+    pair_of = {row: pair for pair in pairs for row in (pair.winner, pair.loser)}
+    found = [pair_of.get(row) for row in kept_rows]
+    return {
+        "segment_pair": pair_of_rows([(each.winner, each.loser) for each in pairs], kept_rows),
+        "segment_first": torch.tensor([each.first if each else 0 for each in found]),
+        "segment_num": torch.tensor([each.num if each else 0 for each in found]),
     }
-    return {name: torch.tensor(values) for name, values in columns.items()}

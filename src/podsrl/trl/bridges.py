@@ -16,7 +16,7 @@ from podsrl.trl.batch import COMPLETION_IDS, GenerationBatch, Rollouts
 from podsrl.trl.dialogue import Rewarded
 from podsrl.trl.early_stop import decoded
 from podsrl.trl.sample_and_score import metrics_kept
-from podsrl.trl.winners import kept_pairs, with_winners
+from podsrl.trl.winners import kept_pairs, pair_of_rows, with_winners
 
 PROMPT_IDS = 0  # place of what GRPOTrainer._generate returns
 
@@ -143,12 +143,3 @@ def nearest(
     if not good or min(differing) >= below:
         return None
     return good[differing.index(min(differing))]
-
-
-def pair_of_rows(pairs: Sequence[tuple[int, int]], kept_rows: Sequence[int]) -> Tensor:
-    """A number for each kept row, (B,) int64, equal for the two rows of a pair and for no others.
-
-    Example: kept rows 3, 5, 8, of which 8 wins over 3: (3, 5, 3).
-    """
-    number = {row: row for row in kept_rows} | {winner: loser for winner, loser in pairs}
-    return torch.tensor([number[row] for row in kept_rows])

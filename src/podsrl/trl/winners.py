@@ -3,9 +3,11 @@
 Shape letters: P prompts, N sampled rollouts, F reward functions, B rows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import torch
+from torch import Tensor
 from trl import GRPOTrainer
 
 from podsrl.core.objectives.pairing import pair_rows
@@ -28,6 +30,15 @@ def kept_pairs(selection: Selection) -> list[tuple[int, int]]:
     columns = (pairs.chosen_K, pairs.rejected_K, pairs.real_K)
     found = zip(*(each.tolist() for each in columns), strict=True)
     return [(rows[winner], rows[loser]) for winner, loser, is_real in found if is_real]
+
+
+def pair_of_rows(pairs: Sequence[tuple[int, int]], kept_rows: Sequence[int]) -> Tensor:
+    """A number for each kept row, (B,) int64, equal for the two rows of a pair and for no others.
+
+    Example: kept rows 3, 5, 8, of which 8 wins over 3: (3, 5, 3).
+    """
+    number = {row: row for row in kept_rows} | {winner: loser for winner, loser in pairs}
+    return torch.tensor([number[row] for row in kept_rows])
 
 
 def own_rows(host: GRPOTrainer, rollouts: Rollouts) -> dict[int, int]:
