@@ -1,5 +1,6 @@
 """benchmarks/pays.py: what stands beside what was measured is what was predicted."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import pays
+
+from podsrl.intervals import mean_interval
 
 
 def test_a_pilot_and_its_rho_give_the_steps_ratios_that_plan_wrote_down() -> None:
@@ -41,3 +44,19 @@ def test_an_arm_that_never_gets_there_is_told_so() -> None:
     assert pays.interval((0.85, 0.631, 1.07)) == ".85 (.63 to 1.07)"
     assert pays.interval((0.93, 0.0, 1.36)) == ".93 (never to 1.36)"
     assert pays.interval(None) == ""
+
+
+def test_the_sentence_at_equal_time_says_what_its_runs_say() -> None:
+    """Mean and interval over seeds of pods minus grpo at the last mark, in points."""
+    root = Path(__file__).resolve().parents[1]
+    lines = (root / "benchmarks" / "pays-hard-seconds" / "runs.jsonl").read_text().splitlines()
+    runs = [json.loads(line) for line in lines]
+    last = {(run["arm"], run["seed"]): 100 * run["curve"]["accuracy"][-1] for run in runs}
+    seeds = sorted({seed for _, seed in last})
+    ahead = mean_interval([last["pods", seed] - last["grpo", seed] for seed in seeds])
+    mean, low, high = (f"{abs(float(ahead[key] or 0)):.1f}" for key in ("value", "low", "high"))
+    assert ahead["high"] is not None and ahead["high"] < 0 and len(seeds) == 5
+    sentence = f"64/16 is {mean} points behind ({high} to {low})"
+    assert sentence in (root / "README.md").read_text()
+    bare = [each.removeprefix("0") for each in (mean, low, high)]
+    assert "-{} points (-{} to -{})".format(*bare) in (root / "docs" / "theory.md").read_text()
