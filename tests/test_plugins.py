@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from podsrl.plugins import beside, digests, load_function, load_plugins
+from podsrl.plugins import beside, by_file_name, digests, load_function, load_plugins
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -71,6 +71,21 @@ def test_code_beside_a_recipe_is_named_by_its_whole_path(tmp_path: Path) -> None
         "plugins": [str(own), "gone.py", "a.module"],
         "seed": 3,
         "reward_funcs": ["correctness", f"{own}:f", "a.module:f"],
+    }
+
+
+def test_own_code_wherever_it_lies_is_named_by_its_file() -> None:
+    settings = {
+        "plugins": ["/home/me/own.py", "own.py", "a.module"],
+        "reward_funcs": ["correctness", "/home/me/own.py:f", "probe:/home/me/head.safetensors"],
+        "grader": "/home/me/own.py:same",
+        "data": "/home/me/own.py",  # no code of theirs, and left as it is
+    }
+    assert by_file_name(settings) == {
+        "plugins": ["own.py", "own.py", "a.module"],
+        "reward_funcs": ["correctness", "own.py:f", "probe:head.safetensors"],
+        "grader": "own.py:same",
+        "data": "/home/me/own.py",
     }
 
 

@@ -51,6 +51,20 @@ def beside(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return found
 
 
+def by_file_name(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings with own code named by its files' names, wherever the files lie.
+
+    Example: `plugins: ["/home/me/rules.py"]` becomes `["rules.py"]`.
+    """
+    found = dict(settings)
+    for name in REFERENCES:
+        if isinstance(found.get(name), list):
+            found[name] = [_by_file_name(each) for each in found[name]]
+    if "grader" in found:
+        found["grader"] = _by_file_name(found["grader"])
+    return found
+
+
 def _data_beside(value: Any, folder: Path) -> Any:
     if isinstance(value, dict):
         return {**value, "path": _data_beside(value["path"], folder)} if "path" in value else value
@@ -65,6 +79,12 @@ def _beside(reference: Any, folder: Path) -> Any:
     begin, end = reference.split(_file(reference), 1)
     place = folder / _file(reference)
     return f"{begin}{place.absolute()}{end}" if place.is_file() else reference
+
+
+def _by_file_name(reference: Any) -> Any:
+    if not isinstance(reference, str) or not _file(reference):
+        return reference
+    return reference.replace(_file(reference), Path(_file(reference)).name, 1)
 
 
 def load_plugins(references: Iterable[str]) -> None:

@@ -12,6 +12,7 @@ import yaml
 
 from podsrl.compare.comparison import Comparison, load_comparison, write_comparison
 from podsrl.compare.weights import digests_of_weights
+from podsrl.report.records import collect
 
 BASE: dict[str, Any] = {
     "task": "arithmetic",
@@ -186,6 +187,19 @@ def test_a_folder_from_before_there_were_budgets_goes_on(load: Any, tmp_path: Pa
     path.write_text(json.dumps(old))
     write_comparison(load(seeds=3))
     assert json.loads(path.read_text())["seeds"] == [0, 1, 2]
+
+
+def test_a_collection_with_own_code_goes_on(load: Any, tmp_path: Path) -> None:
+    """It names the code by its file; other code, by another name, is another setting."""
+    for name in ("own.py", "other.py"):
+        (tmp_path / name).write_text("")
+    write_comparison(load(arms={"pods": {"plugins": ["own.py"]}}))
+    folder = collect(tmp_path / "out", tmp_path / "kept").parent
+    shutil.rmtree(tmp_path / "out")
+    folder.rename(tmp_path / "out")
+    write_comparison(load(arms={"pods": {"plugins": ["own.py"]}}))
+    with pytest.raises(ValueError, match=r"plugins of arm pods is \['other.py'\], but"):
+        write_comparison(load(arms={"pods": {"plugins": ["other.py"]}}))
 
 
 def test_a_model_made_anew_does_not_join(load: Any, tiny_folder: str, tmp_path: Path) -> None:

@@ -85,6 +85,16 @@ def test_a_run_folder_counts_before_its_line(tmp_path):
     assert comparison.arms["pods"].runs[0].points[-1]["accuracy"] == 0.1
 
 
+def test_own_code_is_kept_without_the_folders_of_the_machine(tmp_path):
+    folder = write_comparison(tmp_path / "mine")
+    content = json.loads((folder / "comparison.json").read_text())
+    content["arms"]["pods"]["plugins"] = [str(tmp_path / "own.py")]
+    (folder / "comparison.json").write_text(json.dumps(content))
+    kept = (collect(folder, tmp_path / "kept").parent / "comparison.json").read_text()
+    assert json.loads(kept)["arms"]["pods"]["plugins"] == ["own.py"]
+    assert str(tmp_path) not in kept
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [('{"arm": "grpo", "see', "is not JSON"), ('{"arm": "grpo"}', "does not name arm and seed")],

@@ -16,7 +16,7 @@ from podsrl.compare.presets import (
     check_settings,
 )
 from podsrl.compare.weights import check_weights, digests_of_weights
-from podsrl.plugins import beside
+from podsrl.plugins import beside, by_file_name
 from podsrl.runs.checks import check_names, check_share, read_yaml
 from podsrl.runs.folder import device_name, read_json, versions, write_json
 from podsrl.runs.settings import parse_settings
@@ -186,7 +186,8 @@ def _merged(old: dict[str, Any], new: dict[str, Any], path: Path) -> dict[str, A
         )
     check_weights(old.get("weights", {}), new["weights"], path)
     for arm in set(old["arms"]) & set(new["arms"]):
-        before, after = old["arms"][arm], new["arms"][arm]
+        # A collection, or a folder from elsewhere, names own code otherwise.
+        before, after = by_file_name(old["arms"][arm]), by_file_name(new["arms"][arm])
         for name in sorted(set(before) | set(after)):
             _check_same(f"{name} of arm {arm}", before.get(name), after.get(name), path)
     return {

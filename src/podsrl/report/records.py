@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from podsrl.phases import PHASES
+from podsrl.plugins import by_file_name
 from podsrl.report.curves import MEASURES, Point
 from podsrl.runs.folder import phase_seconds, read_json, read_metrics, write_json
 from podsrl.runs.json_lines import read_lines, rewrite_lines
@@ -41,7 +42,8 @@ def collect(folder: Path, target: Path, metrics: Sequence[str] = ()) -> Path:
 
     `target` then holds comparison.json, runs.jsonl, one line a run, and seconds_per_step.json where
     steps were timed; and `podsrl report` makes the same report of it as of `folder`, to the last
-    digit: that is how a comparison is kept in a repository.
+    digit: that is how a comparison is kept in a repository. Own code is named by its files' names
+    there, without the folders of this machine.
 
     metrics: keys of metrics.jsonl that are to be kept too, of the runs that have them: at each
         evaluation the mean over the steps since the one before (`mean_metrics`).
@@ -65,7 +67,9 @@ def collect(folder: Path, target: Path, metrics: Sequence[str] = ()) -> Path:
     ]
     if target.resolve() != folder.resolve():
         # A comparison without a name of its own is called as its folder, and this is another.
-        write_json(target / "comparison.json", {"name": folder.resolve().name, **resolved})
+        named = {"name": folder.resolve().name, **resolved}
+        arms = {arm: by_file_name(settings) for arm, settings in resolved["arms"].items()}
+        write_json(target / "comparison.json", {**named, "arms": arms})
         if (folder / STEP_TIMES).is_file():
             write_json(target / STEP_TIMES, read_json(folder / STEP_TIMES))
     rewrite_lines(target / FILE_NAME, lines)
