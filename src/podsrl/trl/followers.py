@@ -138,7 +138,7 @@ class Followers(TrainerCallback):
         for model, inputs in own:
             with self.host.compute_loss_context_manager():
                 loss, metrics = self._loss(follower, model, inputs, num_tokens)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             entropies.append(metrics["entropy"])
         norm = nn.utils.clip_grad_norm_(
             follower.weights.values(), self.host.args.max_grad_norm or torch.inf

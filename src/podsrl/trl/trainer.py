@@ -292,8 +292,8 @@ class PODSTrainer(GRPOTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         self.resumed_from = None if checkpoint is None else Path(checkpoint)
-        for each in self.remembering if checkpoint is not None else ():
-            each.load(Path(checkpoint))
+        for each in self.remembering if self.resumed_from else ():
+            each.load(self.resumed_from)
 
 
 # help() and editors show the arguments of the class whose place this one takes.

@@ -102,8 +102,8 @@ def sapg_follower(
 
     Example: one token of rho 1, A 2 and entropy 3 nats, bonus 0.1: -2 - 0.3 = -2.3.
     """
-    options = {"epsilon": epsilon, "epsilon_high": epsilon_high}
-    loss, metrics = sapg(replace(batch, extras={}), **options)
+    own = replace(batch, extras={})
+    loss, metrics = sapg(own, epsilon=epsilon, epsilon_high=epsilon_high)
     entropy = batch.mean_over_tokens(entropies_BT)
     named = {"entropy": entropy.detach(), "frac_clipped": metrics["frac_clipped"]}
     return loss - entropy_bonus * entropy if entropy_bonus else loss, named
