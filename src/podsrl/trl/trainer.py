@@ -217,10 +217,9 @@ class PODSTrainer(GRPOTrainer):
     ):
         if self.prompt_once and self.model.training:
             monitor = self.stopping.monitor if self.stopping else None
-            samplers = None
             # Not while the reference samples, which it does once the policy's are chosen.
-            if self.behaviours and self.batch and self.batch.selection is None:
-                samplers = self.behaviours.samplers(len(prompt_ids))
+            who = self.behaviours if self.batch and self.batch.selection is None else None
+            samplers = who.samplers(len(prompt_ids)) if who else None
             if (sampled := self.prompt_once(prompt_ids, monitor, samplers)) is not None:
                 return sampled
         continuous = self.use_transformers_continuous_batching
@@ -292,8 +291,9 @@ class PODSTrainer(GRPOTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         self.resumed_from = None if checkpoint is None else Path(checkpoint)
-        for each in self.remembering if self.resumed_from else ():
-            each.load(self.resumed_from)
+        if self.resumed_from is not None:
+            for each in self.remembering:
+                each.load(self.resumed_from)
 
 
 # help() and editors show the arguments of the class whose place this one takes.
