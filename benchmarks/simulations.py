@@ -1,12 +1,16 @@
-"""Two simulations: PODS and GRPO on small policies at equal cost, and what `podsrl tune` finds.
+"""Three simulations: PODS and GRPO on small policies at equal cost and by steps, `podsrl tune`.
 
-    python benchmarks/simulations.py [--parts fair_baseline,tune] [--output FILE.json]
+    python benchmarks/simulations.py [--parts fair_baseline,laws,tune] [--output FILE.json]
 
 fair_baseline, some minutes on one core: softmax policies of four tokens out of five, all from one
 matrix, so that prompts share what they learn; 0/1 rewards; every arm samples 64 rollouts a step,
 over as many prompts as its n allows. Cost of a step: 1 per rollout sampled and 2.4 per rollout
 trained on, all kept ones ("paid") or those of groups that are not dead ("free"). Adam; each arm at
 the learning rate at which the first half of the seeds is fastest, judged on the second half.
+
+laws, half a minute: the same policies, four prompts a step whatever n is. h of the gradients at the
+start, what the formula makes of their signal and noise, and the steps of GRPO 16/16 that one step
+was worth in training, at several learning rates, one for all arms.
 
 tune, 25 minutes on one core, gone on with where it was broken off: surfaces of the mean accuracy
 over the marks, from the formulas of docs/theory.md: how fast n and m learn at drawn success rates,
@@ -48,6 +52,10 @@ ARMS = ((4, 4), (8, 8), (16, 16), (64, 64), (8, 4), (16, 4), (32, 8), (64, 16))
 # Mean success rate at the start, the one to reach, and the cost at which an arm gives up.
 SETTINGS = ((0.05, 0.3, 60_000),)
 NUM_RESAMPLED = 400
+
+LAW_ARMS = ((16, 16), (32, 32), (64, 64), (32, 16), (64, 16))
+LAW_RATES = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16)
+LAW_PROMPTS, LAW_STEPS, LAW_START, LAW_SHARE = 4, 60, 0.05, 0.95
 
 RUNS = Path(__file__).parent / "arms" / "runs.jsonl"
 NUM_TRIALS, NUM_CONFIRMED, NUM_CONFIRM_SEEDS = 24, 3, 4
@@ -215,6 +223,117 @@ def interval(ratios: Tensor) -> list[float]:
     """The ratio, and its 95 % bootstrap interval over seeds."""
     ends = ratios[1:].nan_to_num(nan=1.0, posinf=1e6).quantile(torch.tensor([0.025, 0.975]))
     return [round(float(x), 3) for x in (ratios[0], *ends)]
+
+
+def laws() -> list[dict[str, Any]]:
+    """Each arm's h over that of GRPO 16/16, by its gradients and by formula; and its steps."""
+    features, target, weights = draw_tasks(LAW_START)
+    train_features, train_target = features[:, :NUM_TRAIN], target[:, :NUM_TRAIN]
+    rho, p = rho_and_rates(weights, train_features, train_target)
+    h = {pair: h_of_gradients(weights, features, target, *pair) for pair in LAW_ARMS}
+    curves = {pair: train_steps(*pair) for pair in LAW_ARMS}
+    moments = {
+        pair: theory.moments(*pair, p).mean(torch.ones_like(p) / len(p)) for pair in LAW_ARMS
+    }
+    base, rows = LAW_ARMS[0], []
+    for pair in LAW_ARMS:
+        steps = {}
+        for i, rate in enumerate(LAW_RATES):
+            start, end = LAW_START, float(curves[base][-1, i])
+            goal = start + LAW_SHARE * (end - start)
+            theirs, ours = (steps_to(curves[each][:, i], goal) for each in (base, pair))
+            steps[f"{rate:g}"] = round(theirs / ours, 3)
+        row = {"start": LAW_START, "arm": f"{pair[0]}/{pair[1]}", "rho": round(rho, 3)}
+        row |= {"h_of_gradients": round(h[pair] / h[base], 3)}
+        for name, tilt in (("h_by_formula", 0.0), ("h_with_tilt_1", 1.0)):
+            ratio = theory.steps_ratio(moments[pair], moments[base], rho, tilt=tilt)
+            row[name] = round(float(ratio), 3)
+        rows.append(row | {"steps_ratio_by_learning_rate": steps})
+    return rows
+
+
+def rho_and_rates(
+    weights_RTVD: Tensor, features_RXD: Tensor, target_RXT: Tensor
+) -> tuple[float, Tensor]:
+    """rho of a step, exact over the prompts, sigma^2 the mean of both kinds; their success rates.
+
+    There is one right answer, so that right rollouts do not scatter: sigma_1 = 0.
+    """
+    chances = torch.einsum("rtvd,rxd->rxtv", weights_RTVD, features_RXD).softmax(-1)
+    right = torch.nn.functional.one_hot(target_RXT, NUM_WORDS) - chances  # mean of g, right
+    p = chances.gather(-1, target_RXT[..., None]).squeeze(-1).prod(-1)
+    lengths = features_RXD.square().sum(-1)
+    wrong = -(p / (1 - p))[..., None, None] * right  # as p of the one and 1 - p of the other are 0
+    signal = (right - wrong).square().sum((-1, -2)) * lengths
+    total = (chances * (1 - chances)).sum((-1, -2)) * lengths
+    squared = [each.square().sum((-1, -2)) * lengths for each in (right, wrong)]
+    noise = ((total - p * squared[0]) / (1 - p) - squared[1]) / 2
+    sums = torch.einsum("rxtv,rxd->rtvd", right - wrong, features_RXD).square().sum((1, 2, 3))
+    num = signal.shape[1]
+    common = ((sums - signal.sum(1)) / (num * (num - 1))).mean()
+    rho = (signal.mean() + (LAW_PROMPTS - 1) * common) / noise.mean()
+    return float(rho), p.flatten().double()
+
+
+def drawn_update(
+    weights: Tensor,
+    features: Tensor,
+    target: Tensor,
+    n: int,
+    m: int,
+    seed: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """The gradient of a step whose prompts are the same for all learning rates."""
+    x = torch.randint(NUM_TRAIN, (NUM_SEEDS, LAW_PROMPTS, 1), generator=generator)
+    x = x.repeat(len(weights) // NUM_SEEDS, 1, 1)
+    drawn = [
+        of.gather(1, x.expand(-1, -1, size))
+        for of, size in ((features, NUM_FEATURES), (target, NUM_TOKENS))
+    ]
+    return update(weights, *drawn, n, m, seed=seed, generator=generator)[0]
+
+
+def h_of_gradients(weights: Tensor, features: Tensor, target: Tensor, n: int, m: int) -> float:
+    """Squared mean of 60 steps' gradients at the start, without bias, over their mean square."""
+    generator = torch.Generator().manual_seed(3)
+    total, squares = torch.zeros_like(weights), torch.zeros_like(weights)
+    for step in range(LAW_STEPS):
+        gradient = drawn_update(weights, features, target, n, m, step, generator)
+        total, squares = total + gradient, squares + gradient.square()
+    pairs = (total.square() - squares).sum((1, 2, 3)) / (LAW_STEPS * (LAW_STEPS - 1))
+    return float(pairs.mean() / (squares.sum((1, 2, 3)) / LAW_STEPS).mean())
+
+
+def train_steps(n: int, m: int) -> Tensor:
+    """Held-out success after every fifth of 60 steps, mean over seeds, (marks, learning rates)."""
+    features, target, weights = draw_tasks(LAW_START)
+    repeats = len(LAW_RATES)
+    features, target = features.repeat(repeats, 1, 1), target.repeat(repeats, 1, 1)
+    weights = weights.repeat(repeats, 1, 1, 1)
+    rates = torch.tensor(LAW_RATES).repeat_interleave(NUM_SEEDS)[:, None, None, None]
+    first, second = torch.zeros_like(weights), torch.zeros_like(weights)
+    generator, curve = torch.Generator().manual_seed(1), []
+    for step in range(1, LAW_STEPS + 1):
+        gradient = drawn_update(weights, features, target, n, m, step, generator)
+        first = 0.9 * first + 0.1 * gradient
+        second = 0.99 * second + 0.01 * gradient.square()
+        scale = (second / (1 - 0.99**step)).sqrt() + 1e-8
+        weights = weights + rates * first / (1 - 0.9**step) / scale
+        if step % 5 == 0:
+            rate = success(weights, features[:, NUM_TRAIN:], target[:, NUM_TRAIN:])
+            curve.append(rate.view(repeats, NUM_SEEDS).mean(1))
+    return torch.stack(curve)
+
+
+def steps_to(curve: Tensor, goal: float) -> float:
+    """Steps after which the mean first reaches the goal, along straight lines between marks."""
+    before = LAW_START
+    for mark, value in enumerate(curve.tolist()):
+        if value >= goal:
+            return 5 * (mark + (goal - before) / (value - before))
+        before = value
+    return math.inf
 
 
 @dataclass(frozen=True)
@@ -394,13 +513,15 @@ def bounds(interval: Any) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--parts", default="fair_baseline,tune")
+    parser.add_argument("--parts", default="fair_baseline,laws,tune")
     parser.add_argument("--repeats", type=int, default=100)
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
     found = json.loads(options.output.read_text()) if options.output.exists() else {}
     if "fair_baseline" in options.parts.split(","):
         found["fair_baseline"] = [row for setting in SETTINGS for row in compare(*setting)]
+    if "laws" in options.parts.split(","):
+        found["laws"] = laws()
     if "tune" in options.parts.split(","):
         for tuned in tune(options.repeats, found.get("tune", {})):
             options.output.write_text(in_lines(found | {"tune": tuned}), encoding="utf-8")

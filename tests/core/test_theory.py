@@ -119,6 +119,38 @@ def test_the_denominator_is_the_mean_squared_length_of_an_update(rho):
     assert abs(float(along.mean() - found.signal[0])) < 4 * float(along.std()) / 141
 
 
+@pytest.mark.parametrize("tilt", [0.0, 0.5, 2.0])
+def test_the_rarer_kinds_noise_counts_more(tilt):
+    """As above, with noise of tilt / rho in right rollouts and (2 - tilt) / rho in wrong ones."""
+    num_groups, size, p, rho = 20_000, 16, 0.1, 0.3
+    generator = torch.Generator().manual_seed(3)
+    groups = (torch.rand(num_groups, 12, generator=generator) < p).double()
+    kept = select(groups, 4)
+    advantage_PM = advantages(groups, kept)
+    d_PD = torch.randn(num_groups, size, generator=generator, dtype=torch.float64)
+    d_PD /= d_PD.norm(dim=1, keepdim=True)
+    right_PM = groups.gather(1, kept)
+    scatter_PM = (torch.where(right_PM > 0, tilt, 2 - tilt) / (rho * size)).sqrt()
+    noise_PMD = torch.randn(num_groups, 4, size, generator=generator, dtype=torch.float64)
+    g_PMD = right_PM[..., None] * d_PD[:, None] + noise_PMD * scatter_PM[..., None]
+    squared_P = (advantage_PM[..., None] * g_PMD).mean(1).square().sum(1)
+    found = moments(12, 4, rates(p))
+    expected = float((found.signal.square() / signal_to_noise(found, rho, tilt=tilt))[0])
+    assert abs(float(squared_P.mean()) - expected) < 4 * float(squared_P.std()) / 141
+
+
+def test_tilt_of_one_is_one_noise_and_cleaner_right_rollouts_favour_grpo_where_they_are_rare():
+    # n = m = 2 at p = 1/2: half alive, q = 1/2 there, so tilt counts for nothing.
+    pair = moments(2, 2, rates(0.5))
+    assert pair.alive_right.tolist() == pytest.approx([0.25])
+    assert signal_to_noise(pair, 1.0, tilt=0.3).tolist() == pytest.approx([1 / 6])
+    pods, grpo = moments(64, 16, rates(0.05)), moments(16, 16, rates(0.05))
+    one, none, clean = (float(steps_ratio(pods, grpo, 0.3, tilt=tilt)) for tilt in (1.0, 2.0, 0.0))
+    assert one == float(steps_ratio(pods, grpo, 0.3)) and clean < one < none
+    # At rho = inf rollouts are no noise at all.
+    assert steps_ratio(pods, grpo, math.inf, tilt=0.0) == steps_ratio(pods, grpo, math.inf)
+
+
 def test_rare_outcomes_gain_as_many_times_as_more_are_sampled():
     pods, grpo = moments(64, 16, rates(1e-7)), moments(16, 16, rates(1e-7))
     assert (pods.signal / grpo.signal)[0] == pytest.approx(4.0, rel=1e-4)  # n / m
@@ -265,9 +297,9 @@ def test_squared_deviation_is_the_information_that_the_pooled_budget_maximises()
 
 def test_a_step_of_equal_groups_is_so_many_prompts():
     right, wrong = torch.full((6,), 3), torch.full((6,), 5)
-    one = Moments(8, 8, *(rates(x) for x in (0.0, 0.0, 1.0)))
+    one = Moments(8, 8, *(rates(x) for x in (0.0, 0.0, 1.0, 0.5)))
     signal = math.sqrt(7 / 8 * 3 / 8 * 5 / 8)
-    one = Moments(8, 8, rates(signal), rates(signal**2), rates(1.0))
+    one = Moments(8, 8, rates(signal), rates(signal**2), rates(1.0), rates(0.5))
     for rho in (0.2, 4.0, math.inf):
         assert float(step_signal_to_noise(right, wrong, rho)) == pytest.approx(
             6 * float(signal_to_noise(one, rho)[0])

@@ -9,8 +9,10 @@ gradient of logit p, and q the share of right ones among the kept,
     variance                       s^2 sigma^2 / m   where both kinds are kept, else nothing.
 
 What remains is arithmetic over the number of right rollouts. rho = |d|^2 / sigma^2 is how clean one
-rollout's gradient is; it belongs to model and prompt, not to the rule. All of it is this project's,
-docs/theory.md derives it and compares it with what was measured.
+rollout's gradient is; it belongs to model and prompt, not to the rule. Where right rollouts scatter
+by sigma_1^2 and wrong ones by sigma_0^2, sigma^2 is the mean of the two, `tilt` = sigma_1^2 /
+sigma^2, and the variance s^2 ((1 - q) sigma_1^2 + q sigma_0^2) / m: the rarer kind's noise counts
+more. All of it is this project's, docs/theory.md derives it and compares it with what was measured.
 
 Shape letters: Q values of p, P prompts, N sampled and M kept rollouts, K = N + 1 numbers of right
 rollouts.
@@ -35,10 +37,13 @@ class Moments:
     """E S^2."""
     frac_alive: Tensor
     """P(0 < k1 < m): the share of groups that are not dead."""
+    alive_right: Tensor
+    """E q over all groups, 0 in dead ones: half of frac_alive where both kinds are kept alike."""
 
     def mean(self, weights: Tensor) -> "Moments":
         """The moments over prompts: weights (..., Q) that add up to 1 give moments (...)."""
-        averages = (weights @ x for x in (self.signal, self.signal_squared, self.frac_alive))
+        each = (self.signal, self.signal_squared, self.frac_alive, self.alive_right)
+        averages = (weights @ x for x in each)
         return Moments(self.num_rollouts, self.num_kept, *averages)
 
 
@@ -65,13 +70,13 @@ def moments(num_rollouts: int, num_kept: int, p_Q: Tensor) -> Moments:
         num_rollouts, num_kept: n and m, 1 <= m <= n.
         p_Q: success rates in [0, 1].
 
-    Edge cases: p of 0 or 1, and m = 1, give 0 three times.
+    Edge cases: p of 0 or 1, and m = 1, give 0 four times.
 
     Raises:
         ValueError: m outside 1..n, or a p outside 0..1.
 
     Example: n = m = 2 at p = 1/2. Half of the groups are (0, 1): S = sqrt(1/2) sqrt(1/4) = 0.354
-    there, so E S = 0.177, E S^2 = 0.0625 and half are alive.
+    there, so E S = 0.177, E S^2 = 0.0625, half are alive and E q is 1/4.
     """
     if not 1 <= num_kept <= num_rollouts:
         raise ValueError(
@@ -85,8 +90,9 @@ def moments(num_rollouts: int, num_kept: int, p_Q: Tensor) -> Moments:
     share_K = kept_right(num_right_K, num_rollouts, num_kept).double() / num_kept
     signal_K = (share_K * (1 - share_K) * (num_kept - 1) / num_kept).sqrt()
     chance_QK = binomial(num_rollouts, p_Q)
-    each_K3 = torch.stack([signal_K, signal_K.square(), (signal_K > 0).double()], dim=1)
-    return Moments(num_rollouts, num_kept, *(chance_QK @ each_K3).unbind(1))
+    is_alive_K = (signal_K > 0).double()
+    each_K4 = torch.stack([signal_K, signal_K.square(), is_alive_K, is_alive_K * share_K], dim=1)
+    return Moments(num_rollouts, num_kept, *(chance_QK @ each_K4).unbind(1))
 
 
 def measured_moments(rewards_PN: Tensor, kept_PN: Tensor) -> Moments:
@@ -94,7 +100,8 @@ def measured_moments(rewards_PN: Tensor, kept_PN: Tensor) -> Moments:
 
     S = s sqrt(variance of the kept rewards), which for 0/1 rewards is s sqrt(q (1 - q)). For graded
     rewards it holds if a rollout's mean gradient is linear in its reward; d is then the gradient
-    per unit of reward, so rho counts in that unit.
+    per unit of reward, so rho counts in that unit. There is no right and wrong: alive_right is half
+    of what is alive.
 
     Args:
         rewards_PN: (P, N) finite rewards.
@@ -108,7 +115,8 @@ def measured_moments(rewards_PN: Tensor, kept_PN: Tensor) -> Moments:
     is_alive_P = kept_PM.amax(1) > kept_PM.amin(1)
     variance_P = kept_PM.var(dim=1, correction=0) * is_alive_P * (num_kept - 1) / num_kept
     size = rewards_PN.shape[1]
-    return Moments(size, num_kept, variance_P.sqrt(), variance_P, is_alive_P.double())
+    alive_P = is_alive_P.double()
+    return Moments(size, num_kept, variance_P.sqrt(), variance_P, alive_P, alive_P / 2)
 
 
 def binomial(num_draws: int, p_Q: Tensor) -> Tensor:
@@ -134,13 +142,16 @@ def information(of: Moments) -> Tensor:
     return of.signal.square() / (of.frac_alive * per_rollout)
 
 
-def signal_to_noise(of: Moments, rho: float) -> Tensor:
+def signal_to_noise(of: Moments, rho: float, *, tilt: float = 1.0) -> Tensor:
     """Return h = (E S)^2 / (E S^2 + P(alive) s^2 / (m rho)), between 0 and 1.
 
     Prompts are noise, too: their directions d differ, and a step sees a few of them. Over many
     steps what they have in common adds up like E S, while E S^2 is how much one prompt's signal
     weighs in the variance and the second term is the noise of its rollouts. Steps of two arms
     compare as their h, `steps_ratio`.
+
+    tilt: 0 to 2, what right rollouts scatter in units of the mean of both kinds. Then P(alive) is
+    E[(1 - q) tilt + q (2 - tilt)] over live groups, which at 1 it is.
 
     rho -> 0 gives rho H (long answers); rho = inf gives (E S)^2 / E S^2, where only being alive
     counts (short answers). NaN where no group is alive.
@@ -149,25 +160,27 @@ def signal_to_noise(of: Moments, rho: float) -> Tensor:
     """
     if not rho > 0:
         raise ValueError(f"rho is {rho}, but must be above 0; `information` is the limit at 0")
-    return of.signal.square() / _noise(of, rho) * (1.0 if math.isinf(rho) else rho)
+    return of.signal.square() / _noise(of, rho, tilt) * (1.0 if math.isinf(rho) else rho)
 
 
-def steps_ratio(ours: Moments, theirs: Moments, rho: float) -> Tensor:
+def steps_ratio(ours: Moments, theirs: Moments, rho: float, *, tilt: float = 1.0) -> Tensor:
     """Return how many steps of theirs one of ours is worth: h / h, at rho = 0 the ratio of H.
 
     Each arm at its own best learning rate, and far from the end. Monotone in rho, so an interval of
-    rho gives an interval of ratios by its ends.
+    rho gives an interval of ratios by its ends; `tilt` as in `signal_to_noise`.
 
     Example: 64/16 against 16/16 at p = 0.05 and rho = 0: 3.32.
     """
-    return ours.signal.square() / _noise(ours, rho) * _noise(theirs, rho) / theirs.signal.square()
+    ours_over_theirs = ours.signal.square() / theirs.signal.square()
+    return ours_over_theirs * _noise(theirs, rho, tilt) / _noise(ours, rho, tilt)
 
 
-def _noise(of: Moments, rho: float) -> Tensor:
+def _noise(of: Moments, rho: float, tilt: float) -> Tensor:
     """The denominator of h times rho, which has a limit at rho = 0; h's own at rho = inf."""
     if math.isinf(rho):
         return of.signal_squared
-    return rho * of.signal_squared + of.frac_alive * (of.num_kept - 1) / of.num_kept**2
+    scatter = tilt * of.frac_alive + 2 * (1 - tilt) * of.alive_right
+    return rho * of.signal_squared + scatter * (of.num_kept - 1) / of.num_kept**2
 
 
 def step_seconds(

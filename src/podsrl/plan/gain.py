@@ -164,7 +164,7 @@ def advise(
     base = moments[num_kept, num_kept]
 
     def ratio(pair: tuple[int, int], rho: float, *, timed: bool = True) -> Tensor:
-        steps = theory.steps_ratio(moments[pair], base, rho)
+        steps = theory.steps_ratio(moments[pair], base, rho, tilt=noise.tilt)
         if not timed:
             return steps
         seconds = [_seconds(costs, of, dead_rows_free) for of in (base, moments[pair])]

@@ -1,9 +1,10 @@
 """rho, the squared signal over the noise of one rollout's gradient, measured on sampled groups.
 
-Shape letters: R rollouts of a group, T tokens.
+Shape letters: R rollouts of a group, G groups, D bootstrap draws, K numbers of a sketch, T tokens.
 """
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,15 +13,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from podsrl.core.select import select
+from podsrl.intervals import Z, t_quantile
 from podsrl.sampling.memory import free_bytes
 
-NUM_ROWS = 4  # rollouts of a group whose gradients are taken, two in each half
+NUM_ROWS = 8  # rollouts of a group whose gradients are taken, at most
+FEWEST_ROWS = 4
 FEWEST_GROUPS = 4  # under which nothing is said about rho
-# The rho that fits training was 2 to 3 times the one measured: optimizers average over steps.
-FACTOR = 3.0
+MAX_GROUPS = 64
+MAX_SECONDS = 90.0  # after which no further group is begun
 NUM_RESAMPLED = 400
-# FACTOR is 1.1 in logarithm each way, beside which the error of 16 groups is small.
-MAX_GROUPS = 16
+# A prime, which no width of a layer divides: else one column of a matrix would fall on few numbers.
+SKETCH_SIZE = 8191
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,41 @@ class Noise:
     num_rows: int
     where: str
     stopped: bool = False
+    tilt: float = 1.0
+    """Noise of right rollouts over the mean of both kinds, 0 to 2; 1 of graded rewards."""
 
 
 UNKNOWN = Noise(1.0, 0.0, math.inf, 0, 0, "")
+
+
+class Sketch:
+    """Gradients as 8,191 numbers each, whose inner products are those of the gradients.
+
+    Entry i of all parameters is added to number i mod 8,191 with a random sign, the same for every
+    gradient (a count sketch: Charikar, Chen, Farach-Colton 2002). <sketch(a), sketch(b)> is
+    <a, b> on average over the signs, with a standard deviation of about |a| |b| / sqrt(8191), 1.1 %
+    of the lengths, so that a whole group of gradients is kept in less memory than one of them.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.signs = [
+            torch.randint(2, (p.numel(),), generator=generator, dtype=torch.int8)
+            .mul_(2)
+            .sub_(1)
+            .to(p.device)
+            for p in parameters
+        ]
+
+    def __call__(self, gradients: Sequence[Tensor | None]) -> Tensor:
+        """Return the sketch of one gradient, float64 (K,) on the CPU; None counts as 0."""
+        total_K = torch.zeros(SKETCH_SIZE, dtype=torch.float64)
+        for signs, gradient in zip(self.signs, gradients, strict=True):
+            if gradient is not None:
+                signed = gradient.flatten().float() * signs
+                padded = nn.functional.pad(signed, (0, -len(signed) % SKETCH_SIZE))
+                total_K += padded.view(-1, SKETCH_SIZE).sum(0).cpu()
+        return total_K
 
 
 def measure_noise(
@@ -54,26 +89,25 @@ def measure_noise(
     *,
     temperature: float,
     per_token: bool,
+    num_prompts: int = 1,
     max_groups: int = MAX_GROUPS,
+    max_seconds: float = MAX_SECONDS,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Noise:
-    """Return rho from the gradients of two halves of each group.
+    """Return rho from the gradients of single rollouts, group by group.
 
-    Of a group the 4 rollouts of largest variance are taken and sorted by reward, and every second
-    one makes a half: of 0/1 rewards each gets one right and one wrong. The slope of the gradient
-    over the reward, D = sum (r - mean) g / sum (r - mean)^2, of a half is d and noise of variance
-    sigma^2 / sum (r - mean)^2, independent of the other half's. So <D_a, D_b> is |d|^2 and
-    |D_a - D_b|^2 is sigma^2 times the sum of both 1 / sum (r - mean)^2, without bias; their means
-    over groups are divided. The interval is a 95 % bootstrap over groups, a factor of 3 wider each
-    way: docs/theory.md says why.
+    Of a group the 8 rollouts of largest variance are taken, or all where it has fewer; those in
+    which an outcome comes once are left out, as nothing tells its noise. `slope_of` and `rho_of`
+    say what is made of the gradients.
 
     Args:
         model: in evaluation mode or not; its gradients and flags are changed.
-        groups: those in which a half has equal rewards are left out.
+        groups: in the order in which they are taken.
         temperature: by which logits are divided, as in sampling.
         per_token: whether a rollout counts as the mean over its tokens (loss_type grpo) or as the
             sum (every other).
-        max_groups: taken at most.
+        num_prompts: of an optimizer step.
+        max_groups, max_seconds: taken at most; the group that is begun is finished.
         report: hears after each group how many gradients were taken, of how many. Ctrl-C ends it
             with what has been taken.
 
@@ -81,77 +115,135 @@ def measure_noise(
         `UNKNOWN` (0 to inf) from fewer than 4 groups, or without parameters to take gradients in.
     """
     parameters, where = _parameters(model)
-    halves = [half for half in map(_halves, groups) if half is not None][:max_groups]
-    if len(halves) < FEWEST_GROUPS or not parameters:
+    chosen = [rows for rows in map(_rows, groups) if rows is not None][:max_groups]
+    if len(chosen) < FEWEST_GROUPS or not parameters:
         return UNKNOWN
-    products, squares, stopped = [], [], False
+    sketch, total = Sketch(parameters), sum(len(rows) for _, rows in chosen)
+    slopes: list[tuple[Tensor, Tensor, Tensor]] = []
+    start, num_rows, stopped = time.perf_counter(), 0, False
     try:
-        for group, first, second in halves:
-            one, other = (
-                _slope(model, parameters, group, rows, temperature, per_token=per_token)
-                for rows in (first, second)
+        for group, rows in chosen:
+            if time.perf_counter() - start > max_seconds and len(slopes) >= FEWEST_GROUPS:
+                break
+            gradients_RK = torch.stack(
+                [
+                    sketch(_gradient(model, parameters, group, row, temperature, per_token))
+                    for row in rows
+                ]
             )
-            inverses = _inverse_spread(group, first) + _inverse_spread(group, second)
-            products.append(sum(float((x * y).sum()) for x, y in zip(one, other, strict=True)))
-            apart = sum(float((x - y).square().sum()) for x, y in zip(one, other, strict=True))
-            squares.append(apart / inverses)
-            report(NUM_ROWS * len(squares), NUM_ROWS * len(halves))
+            slopes.append(slope_of(gradients_RK, group.rewards_R[rows].double()))
+            num_rows += len(rows)
+            report(num_rows, total)
     except KeyboardInterrupt:
         stopped = True
-        products = products[: len(squares)]
-    if len(squares) < FEWEST_GROUPS:
+    if len(slopes) < FEWEST_GROUPS:
         return replace(UNKNOWN, stopped=stopped)
-    value, low, high = ratio_interval(torch.tensor(products), torch.tensor(squares))
-    num_rows = NUM_ROWS * len(squares)
-    return Noise(value, low / FACTOR, high * FACTOR, len(squares), num_rows, where, stopped)
+    slopes_GK, errors_G, noises_G2 = map(torch.stack, zip(*slopes, strict=True))
+    value, low, high = rho_of(slopes_GK, errors_G, noises_G2.mean(1), num_prompts)
+    tilt = tilt_of(noises_G2)
+    return Noise(value, low, high, len(slopes), num_rows, where, stopped, tilt)
 
 
-def ratio_interval(signal_P: Tensor, noise_P: Tensor) -> tuple[float, float, float]:
-    """Mean signal over mean noise, not below 0, and its 95 % bootstrap interval over groups.
+def slope_of(gradients_RK: Tensor, rewards_R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the slope of gradients over rewards, (K,), its squared error, and the noise (2,).
 
-    Example: signals 1 and 3, noises 2 and 2: 1, between 0.5 and 1.5.
+    The slope is that of least squares, D = sum w g with w = (r - mean) / S, S = sum (r - mean)^2:
+    of 0/1 rewards the mean gradient of right rollouts less that of wrong ones. Its squared error
+    E|D - d|^2 is sum w^2 |e|^2 / (1 - l), with e what the fitted line leaves of a gradient and
+    l = 1/R + (r - mean)^2 / S (MacKinnon and White 1985, HC2). For 0/1 rewards it is without bias
+    whatever the two covariances are, trace(C1)/k1 + trace(C0)/k0 by their sample variances; for
+    graded ones if a gradient is linear in its reward and its noise the same at every reward. The
+    noise of one rollout is trace(C0) and trace(C1), of graded rewards twice the error times S.
+
+    Infinite or NaN where a reward stands alone against equal ones, so that l = 1.
+
+    Example: rewards 0, 0, 1, 1 with gradients 0, 2, 3, 7 (one number each): D = 5 - 1 = 4, noise 2
+    and 8, the squared error 2/2 + 8/2 = 5.
     """
+    away_R = rewards_R - rewards_R.mean()
+    spread = away_R.square().sum()
+    weights_R = away_R / spread
+    slope_K = weights_R @ gradients_RK
+    left_RK = gradients_RK - gradients_RK.mean(0) - away_R.unsqueeze(1) * slope_K
+    leverage_R = 1 / len(rewards_R) + away_R.square() / spread
+    squares_R = left_RK.square().sum(1) / (1 - leverage_R)
+    error = (weights_R.square() * squares_R).sum()
+    if len(rewards_R.unique()) > 2:
+        return slope_K, error, (error * spread).repeat(2)
+    return slope_K, error, torch.stack([squares_R[away_R < 0].mean(), squares_R[away_R > 0].mean()])
+
+
+def tilt_of(noises_G2: Tensor) -> float:
+    """Return the noise of right rollouts over the mean of both kinds, 0 to 2; 1 without noise.
+
+    Example: wrong 3 and 5, right 1 and 3 in two groups: 2 of a mean of 3, 0.667.
+    """
+    wrong, right = noises_G2.mean(0).tolist()
+    return 2 * right / (wrong + right) if wrong + right > 0 else 1.0
+
+
+def rho_of(
+    slopes_GK: Tensor, errors_G: Tensor, noises_G: Tensor, num_prompts: int
+) -> tuple[float, float, float]:
+    """Return rho of a step and its 95 % interval from the groups' slopes, as of `slope_of`.
+
+    |D|^2 less the squared error is the squared signal |d|^2 of a prompt, the products <D, D'> of
+    two prompts what prompts have in common, and noises_G is sigma^2, all three without bias. A
+    step averages P prompts, so that its squared signal over its noise is that of one prompt and
+    (P - 1) times what two have in common: rho = (|d|^2 + (P - 1) <d, d'>) / sigma^2, each a mean
+    over groups. The interval is a bootstrap over groups, stretched around the value by what few
+    groups make it too narrow: t sqrt(G / (G - 1)) / 1.96 with t of G - 1 degrees. None of the three
+    is below 0.
+
+    Example: slopes (1, 0) and (1, 0), errors 0.5, noises 1: signal 0.5 each, products 1.
+    P = 1: 0.5. P = 3: 0.5 + 2 = 2.5.
+    """
+    num_groups = len(slopes_GK)
+    products_GG = slopes_GK @ slopes_GK.T
+    signals_G = products_GG.diagonal() - errors_G
+    others_GG = products_GG - products_GG.diagonal().diag()
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(len(signal_P), (NUM_RESAMPLED, len(signal_P)), generator=generator)
-    ratios = (signal_P[drawn].double().mean(1) / noise_P[drawn].double().mean(1)).clamp(min=0.0)
-    low, high = ratios.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return max(0.0, float(signal_P.double().mean() / noise_P.double().mean())), low, high
+    drawn_DG = torch.randint(num_groups, (NUM_RESAMPLED, num_groups), generator=generator)
+    counts_DG = torch.zeros(NUM_RESAMPLED, num_groups, dtype=torch.float64)
+    counts_DG.scatter_add_(1, drawn_DG, torch.ones_like(counts_DG))
+    # The first draw is the groups themselves; of those drawn twice the product with itself is none.
+    counts_DG = torch.cat([torch.ones(1, num_groups, dtype=torch.float64), counts_DG])
+    num_pairs_D = (num_groups**2 - counts_DG.square().sum(1)).clamp(min=1.0)
+    common_D = ((counts_DG @ others_GG) * counts_DG).sum(1) / num_pairs_D
+    signal_D = counts_DG @ signals_G / num_groups + (num_prompts - 1) * common_D
+    ratios_D = signal_D / (counts_DG @ noises_G / num_groups)
+    value = float(ratios_D[0])
+    ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    stretch = t_quantile(num_groups - 1) / Z * math.sqrt(num_groups / (num_groups - 1))
+    low, high = (value + stretch * (ratios_D[1:].quantile(ends) - value)).tolist()
+    return max(0.0, value), max(0.0, low), max(0.0, high)
 
 
-def _halves(group: Group) -> tuple[Group, list[int], list[int]] | None:
-    if len(group.rewards_R) < NUM_ROWS:
+def _rows(group: Group) -> tuple[Group, list[int]] | None:
+    """The rollouts of largest variance, if no reward among them stands alone against equal ones."""
+    if len(group.rewards_R) < FEWEST_ROWS:
         return None
-    kept_M = select(group.rewards_R, NUM_ROWS)
-    ordered = kept_M[group.rewards_R[kept_M].argsort(stable=True)].tolist()
-    halves = ordered[::2], ordered[1::2]
-    if any(group.rewards_R[rows].unique().numel() < 2 for rows in halves):
+    rows = select(group.rewards_R, min(NUM_ROWS, len(group.rewards_R)))
+    rewards_R = group.rewards_R[rows]
+    _, counts = rewards_R.unique(return_counts=True)
+    if len(counts) < 2 or (len(counts) == 2 and int(counts.min()) < 2):
         return None
-    return group, *halves
+    return group, rows.tolist()
 
 
-def _inverse_spread(group: Group, rows: list[int]) -> float:
-    rewards = group.rewards_R[rows].double()
-    return 1 / float((rewards - rewards.mean()).square().sum())
-
-
-def _slope(
+def _gradient(
     model: PreTrainedModel,
     parameters: list[nn.Parameter],
     group: Group,
-    rows: list[int],
+    row: int,
     temperature: float,
-    *,
     per_token: bool,
-) -> list[Tensor]:
-    """The slope of the rows' gradients over their rewards; row by row, so that memory is one's."""
-    rewards = group.rewards_R[rows].double()
-    weights = (rewards - rewards.mean()) * _inverse_spread(group, rows)
+) -> list[Tensor | None]:
     for parameter in parameters:
         parameter.grad = None
-    for row, weight in zip(rows, weights.tolist(), strict=True):
-        log_probs_T = _log_probs(model, group.prompt_ids, group.completion_ids[row], temperature)
-        (weight * (log_probs_T.mean() if per_token else log_probs_T.sum())).backward()
-    return [p.grad.float().clone() for p in parameters if p.grad is not None]
+    log_probs_T = _log_probs(model, group.prompt_ids, group.completion_ids[row], temperature)
+    (log_probs_T.mean() if per_token else log_probs_T.sum()).backward()
+    return [parameter.grad for parameter in parameters]
 
 
 def _log_probs(

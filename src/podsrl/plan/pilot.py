@@ -13,6 +13,7 @@ from torch import Tensor
 
 from podsrl.core.combine import combine
 from podsrl.models import load_model, load_tokenizer
+from podsrl.plan.measure import layout
 from podsrl.plan.noise import UNKNOWN, Group, Noise, measure_noise
 from podsrl.rewards.own import call_reward
 from podsrl.runs.settings import RunArguments, parse_settings
@@ -108,6 +109,7 @@ def run_pilot(
             groups,
             temperature=config.temperature,
             per_token=config.loss_type == "grpo",
+            num_prompts=layout(config).num_prompts,
             report=lambda done, total: report("gradients", done, total),
         )
     return Pilot(

@@ -23,7 +23,8 @@ def lines(pilot: Pilot, rates: Rates, advice: Advice) -> Iterator[str]:
         noise = pilot.noise
         yield (
             f"  signal over noise of a rollout (rho) {noise.value:.2g} ({noise.low:.2g} to "
-            f"{noise.high:.2g}), {noise.num_groups} groups, {noise.where}"
+            f"{noise.high:.2g}), {noise.num_groups} groups, {noise.where}; right rollouts have "
+            f"{noise.tilt / 2:.0%} of the noise of both kinds"
         )
     base = advice.gains[0].arm
     yield (
