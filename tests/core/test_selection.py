@@ -89,3 +89,44 @@ def test_several_functions_are_weighed_and_one_needs_an_axis():
         Selector(num_kept=2)(REWARDS)
     with pytest.raises(ValueError, match="budget is 'pool'; choose one of per_prompt, pooled"):
         Selector(num_kept=2, budget="pool")(rewards_PNF)
+
+
+def test_parts_keep_their_own_and_compare_among_themselves() -> None:
+    """Of eight rollouts the first six keep two, the last two both, whatever the others' rewards."""
+    rewards_PN = torch.tensor([[0.0, 1, 1, 1, 1, 1, 0, 1], [3, 3, 3, 3, 3, 3, 5, 7]])
+    chosen = Selector(num_kept=4, parts=((6, 2), (2, 2)))(rewards_PN.unsqueeze(2), seed=5)
+    assert torch.equal(chosen.kept_PN[:, :6].sum(1), torch.tensor([2, 2]))
+    assert bool(chosen.kept_PN[0, 0]) and bool(chosen.kept_PN[:, 6:].all())
+    first, second = chosen.part(0), chosen.part(1)
+    # (0 - 1/2) / sqrt(1/2) and its mirror; the second group's are equal. TRL adds 1e-4 below.
+    assert first.advantages_B.tolist() == pytest.approx([-0.70701, 0.70701, 0, 0], abs=1e-5)
+    # 5 and 7: -1 and 1 over sqrt(2).
+    assert second.advantages_B.tolist() == pytest.approx([-0.70701, 0.70701] * 2, abs=1e-4)
+    # Of all four kept of the second group: mean 4.5, deviations -1.5 twice, .5 and 2.5.
+    whole = chosen.advantages_B[4:]
+    assert (whole / whole[3]).tolist() == pytest.approx([-0.6, -0.6, 0.2, 1.0])
+    assert chosen.numbers()["frac_best_variance"] < 1  # of the whole group it is not the best
+
+
+@pytest.mark.parametrize("rule", sorted(RULES))
+def test_one_part_is_no_part_and_each_part_is_a_choice_of_its_own(rule: str) -> None:
+    rewards_PN = torch.rand(3, 8, generator=torch.Generator().manual_seed(0)).round(decimals=1)
+    lengths_PN = torch.arange(24).view(3, 8) + 1
+    lengths = lengths_PN if rule in rules.NEEDS_LENGTHS else None
+    options = {"seed": 9, "lengths_PN": lengths}
+    whole = Selector(num_kept=4, rule=rule)(rewards_PN.unsqueeze(2), **options)
+    one = Selector(num_kept=4, rule=rule, parts=((8, 4),))(rewards_PN.unsqueeze(2), **options)
+    assert torch.equal(one.kept_PN, whole.kept_PN)
+    two = Selector(num_kept=5, rule=rule, parts=((5, 3), (3, 2)))
+    kept_PN = two(rewards_PN.unsqueeze(2), **options).kept_PN
+    for i, (part, keep) in enumerate(((slice(0, 5), 3), (slice(5, 8), 2))):
+        of_part = None if lengths is None else lengths[:, part]
+        alone_PM = select(rewards_PN[:, part], keep, rule=rule, seed=9 + i, lengths=of_part)
+        assert torch.equal(kept_PN[:, part].nonzero()[:, 1].view(3, keep), alone_PM)
+
+
+def test_parts_that_do_not_make_the_group_are_refused() -> None:
+    with pytest.raises(ValueError, match="make 3 rollouts and 2 kept ones, but groups have 4"):
+        Selector(num_kept=2, parts=((2, 1), (1, 1)))(REWARDS.unsqueeze(2))
+    with pytest.raises(ValueError, match="make 4 rollouts and 3 kept ones"):
+        Selector(num_kept=2, parts=((2, 1), (2, 2)))(REWARDS.unsqueeze(2))

@@ -16,6 +16,7 @@ from podsrl import PODSConfig, PODSTrainer
 from podsrl.runs.settings import SettingsParser, parse_settings
 from podsrl.trl.behaviours import Behaviours
 from podsrl.trl.behaviours_checks import nearest_counts, read_behaviours
+from podsrl.trl.sampling import Sampler
 
 HOT = [{"temperature": 1.0, "share": 0.5}, {"temperature": 1.3, "share": 0.5}]
 EQUAL = [{"temperature": 1.0, "share": 0.25}, {"temperature": 1.0, "share": 0.75}]
@@ -70,16 +71,16 @@ def test_log_probs_of_the_behaviour_reach_the_loss(
         seen.append((trainer.state.global_step, inputs, batch))
         return batch, entropies
 
-    temperatures = trainer.behaviours.temperatures
+    samplers = trainer.behaviours.samplers
 
-    def remember(num_rows: int) -> list[float]:
+    def remember(num_rows: int) -> list[Sampler]:
         weights_then[trainer.state.global_step] = {
             name: value.clone() for name, value in trainer.model.state_dict().items()
         }
-        return temperatures(num_rows)
+        return samplers(num_rows)
 
     monkeypatch.setattr(trainer.objective_step, "_kept_batch", spy)
-    monkeypatch.setattr(trainer.behaviours, "temperatures", remember)
+    monkeypatch.setattr(trainer.behaviours, "samplers", remember)
     recorder = recorded(trainer)
     trainer.train()
     assert len(seen) == 8 and set(weights_then) == {0, 2}
@@ -143,11 +144,11 @@ def test_the_reference_samples_at_its_own_temperature(
 def test_places_of_a_group_that_straddles_processes() -> None:
     """n = 4, 6 rows a process: the second begins at place 2 of the second group."""
     args = SimpleNamespace(behaviours=HOT, num_rollouts=4, temperature=1.0)
-    found: list[float] = []
+    found: list[Sampler] = []
     for process in range(2):
         host = SimpleNamespace(args=args, accelerator=SimpleNamespace(process_index=process))
-        found += Behaviours(host).temperatures(6) or []  # type: ignore[arg-type]
-    assert found == [1.0, 1.0, 1.3, 1.3] * 3
+        found += Behaviours(host).samplers(6) or []  # type: ignore[arg-type]
+    assert found == [Sampler(each) for each in (1.0, 1.0, 1.3, 1.3)] * 3
     rows_B = torch.tensor([0, 1, 2, 5, 7])
     behaviour_BK = Behaviours(host).of_rows(rows_B)  # type: ignore[arg-type]
     assert behaviour_BK.argmax(1).tolist() == [0, 0, 1, 0, 1]
@@ -158,7 +159,7 @@ def test_rows_of_the_policy_alone_have_log_probs_that_say_so(
 ) -> None:
     """Another process may have the hot rows of the group, and all exchange the same columns."""
     trainer = build(tiny_folder, tmp_path, objective="sapg", behaviours=HOT)
-    ids, log_probs = trainer.prompt_once([[5, 6]] * 2, None, [1.0, 1.0])
+    ids, log_probs = trainer.prompt_once([[5, 6]] * 2, None, [Sampler(1.0)] * 2)
     assert [len(each) for each in log_probs] == [len(each) for each in ids]
     assert torch.tensor(log_probs[0] + log_probs[1]).isnan().all()
     assert trainer.prompt_once([[5, 6]] * 2, None, None)[1] is None

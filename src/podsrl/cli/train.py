@@ -55,7 +55,7 @@ what is sampled and kept
   --num_rollouts N        n: rollouts sampled per prompt (default 2 x num_generations)
   --num_generations M     m: rollouts kept per prompt for the update
   --num_generations_start K, --num_generations_steps S   m grows from K within S steps
-  --behaviours JSON       several temperatures sample a group, each its share (docs/methods.md)
+  --behaviours JSON       several temperatures or adapters sample a group (docs/methods.md)
   --selection_rule RULE   max_variance (default), max_reward, random, percentile,
                           max_abs_advantage, shortest, reward_per_token
   --budget HOW            per_prompt (default: m of each) or pooled: the step's kept rollouts go

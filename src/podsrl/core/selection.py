@@ -8,7 +8,7 @@ Shape letters: P prompts, N sampled rollouts, M kept rollouts, F reward function
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -34,6 +34,9 @@ class Selector:
     budget, budget_floor, budget_cap: one of `BUDGETS`; the others are for "pooled".
     weights_F: what each reward function counts; None counts all alike.
     aggregation: how the functions become one reward, see `podsrl.core.combine`.
+    parts: (n, m) of each part of a group, in the order of its rollouts, where each part keeps its
+        own m of its own n; they make N and `num_kept`. None: a group is chosen from as a whole.
+        With the budget "per_prompt".
     advantage: keyword arguments of `podsrl.core.advantage.advantages`.
 
     Raises, when called: `ValueError` for rewards that are not (P, N, F) and as `select`, `pooled`
@@ -54,6 +57,7 @@ class Selector:
     budget_cap: int | None = None
     weights_F: Tensor | None = None
     aggregation: str = SUM_THEN_NORMALIZE
+    parts: tuple[tuple[int, int], ...] | None = None
     advantage: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(
@@ -88,6 +92,8 @@ class Selector:
         return combine(rewards_PNF, weights_F, aggregation=self.aggregation)
 
     def _keep(self, rewards_PN: Tensor, seed: int, lengths_PN: Tensor | None) -> Tensor:
+        if self.parts is not None:
+            return self._keep_parts(rewards_PN, seed, lengths_PN)
         if self.budget == "per_prompt":
             return select_mask(
                 rewards_PN, self.num_kept, rule=self.rule, seed=seed, lengths=lengths_PN
@@ -99,6 +105,24 @@ class Selector:
             rewards_PN, total, floor=self.budget_floor, cap=self.budget_cap, seed=seed
         )
         return select_counts(rewards_PN, counts_P, rule=self.rule, seed=seed, lengths_PN=lengths_PN)
+
+    def _keep_parts(self, rewards_PN: Tensor, seed: int, lengths_PN: Tensor | None) -> Tensor:
+        assert self.parts is not None
+        sizes = [size for size, _ in self.parts]
+        num_kept = sum(kept for _, kept in self.parts)
+        if sum(sizes) != rewards_PN.shape[1] or num_kept != self.num_kept:
+            raise ValueError(
+                f"the parts {self.parts} make {sum(sizes)} rollouts and {num_kept} kept ones, but "
+                f"groups have {rewards_PN.shape[1]} and keep {self.num_kept}: make them agree."
+            )
+        lengths = [None] * len(sizes) if lengths_PN is None else lengths_PN.split(sizes, dim=1)
+        rows = zip(rewards_PN.split(sizes, dim=1), self.parts, lengths, strict=True)
+        # A seed of its own for each part: equal rewards would be kept at equal places.
+        masks = [
+            select_mask(part_PN, kept, rule=self.rule, seed=seed + i, lengths=lengths_of_part)
+            for i, (part_PN, (_, kept), lengths_of_part) in enumerate(rows)
+        ]
+        return torch.cat(masks, dim=1)
 
 
 @dataclass
@@ -132,6 +156,21 @@ class Selection:
             )
         return self.kept_PN.nonzero()[:, 1].view(len(self.kept_PN), -1)
 
+    def part(self, index: int) -> "Selection":
+        """One part of every group as if it were the group: its advantages are among its own.
+
+        Example: parts of (4, 2) and (2, 2): part 1 has the last two rewards of every group.
+        """
+        assert self.selector.parts is not None, "the selector has no parts"
+        sizes = [size for size, _ in self.selector.parts]
+        num_kept = self.selector.parts[index][1]
+        rewards_PNF, rewards_PN, kept_PN = (
+            each.split(sizes, dim=1)[index]
+            for each in (self.rewards_per_func_PNF, self.rewards_PN, self.kept_PN)
+        )
+        alone = replace(self.selector, num_kept=num_kept, parts=None)
+        return Selection(alone, rewards_PNF, rewards_PN, kept_PN)
+
     @property
     def group_B(self) -> Tensor:
         """The prompt of each kept rollout, in the order of `kept_rows_B`."""
@@ -161,7 +200,7 @@ class Selection:
 
     def numbers(self) -> dict[str, Tensor]:
         """What the choice did, as scalars: `mask_statistics`, and what weights cannot mend."""
-        is_best = self.selector.rule == "max_variance"
+        is_best = self.selector.rule == "max_variance" and self.selector.parts is None
         found = mask_statistics(self.rewards_PN, self.kept_PN, is_best=is_best)
         if self._is_stratified:
             found["frac_unrepresented"] = frac_unrepresented(self.rewards_PN, self.kept_PN)

@@ -28,6 +28,7 @@ from podsrl.runs.settings import EVALUATE_EVERY, RunArguments, check_clock
 from podsrl.runs.turns import fit_to_turns
 from podsrl.tasks import Task
 from podsrl.tasks.questions import as_rewarded, named_task, try_held_out, with_answers
+from podsrl.trl.behaviours_checks import num_followers
 from podsrl.trl.config import PODSConfig
 from podsrl.trl.reward_checks import check_rewards
 
@@ -146,6 +147,11 @@ def check_options(arguments: RunArguments, config: PODSConfig, model_config: Mod
     check_output(Path(config.output_dir))
     if model_config.use_peft:
         need("peft", "use_peft")
+    elif num_followers(config):
+        raise ValueError(
+            "follower_entropy needs LoRA, as followers are adapters on the base of the policy: set "
+            "use_peft: true, or leave follower_entropy out"
+        )
     if arguments.prompt_probe is not None:
         prompt_head(arguments.prompt_probe)
     arguments.model = model_config.model_name_or_path or arguments.model

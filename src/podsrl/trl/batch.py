@@ -15,6 +15,7 @@ from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
 from podsrl.core.selection import Selection, Selector
+from podsrl.trl.behaviours_checks import parts_of_policies
 from podsrl.trl.config import PODSConfig
 from podsrl.trl.exchange import Exchange, Picked, exchanged
 
@@ -190,5 +191,6 @@ def selector_of(args: PODSConfig, weights_F: Tensor) -> Selector:
         budget_cap=args.budget_cap,
         weights_F=weights_F,
         aggregation=args.multi_objective_aggregation,
+        parts=parts_of_policies(args),
         advantage=advantage,
     )

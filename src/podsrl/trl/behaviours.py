@@ -3,20 +3,26 @@
 Shape letters: P prompts, N sampled rollouts, K behaviours, B kept rows.
 """
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 from trl import GRPOTrainer
 
 from podsrl.core.selection import Selection
 from podsrl.trl.behaviours_checks import (
+    FOLLOWER,
     behaviours_differ,
+    num_followers,
     num_rollouts_each,
-    temperature_of_places,
 )
+from podsrl.trl.config import PODSConfig
+from podsrl.trl.followers import Followers, name_of
+from podsrl.trl.sampling import Sampler
 
 
 class Behaviours:
-    """Says at which temperature each rollout of a group is sampled.
+    """Says who samples each rollout of a group, and at which temperature.
 
     In each group the rollouts of the first behaviour come first, then those of the second; so a
     rollout's place says whose it is, in every process and whatever the selection keeps.
@@ -25,10 +31,11 @@ class Behaviours:
     def __init__(self, host: GRPOTrainer) -> None:
         self.host = host
         self.num_each = num_rollouts_each(host.args)
-        self.temperatures_N = temperature_of_places(host.args)
+        self.samplers_N = samplers_of_places(host.args)
         self.differ = behaviours_differ(host.args)
+        self.followers = Followers(host) if num_followers(host.args) else None
 
-    def temperatures(self, num_rows: int) -> list[float] | None:
+    def samplers(self, num_rows: int) -> list[Sampler] | None:
         """Of each row that this process samples, of as many in every process.
 
         None where no behaviour differs from the policy, and so in all processes or in none: what
@@ -37,8 +44,8 @@ class Behaviours:
         if not self.differ:
             return None
         first = self.host.accelerator.process_index * num_rows
-        num_rollouts = len(self.temperatures_N)
-        return [self.temperatures_N[(first + row) % num_rollouts] for row in range(num_rows)]
+        num_rollouts = len(self.samplers_N)
+        return [self.samplers_N[(first + row) % num_rollouts] for row in range(num_rows)]
 
     def of_rows(self, rows_B: Tensor) -> Tensor:
         """1 at the behaviour of each row, else 0, (B, K).
@@ -48,7 +55,7 @@ class Behaviours:
         Example: two behaviours of two rollouts each: row 5 is of the first, row 7 of the second.
         """
         bounds_K = torch.tensor(self.num_each, device=rows_B.device).cumsum(0)
-        behaviour_B = torch.bucketize(rows_B % len(self.temperatures_N), bounds_K, right=True)
+        behaviour_B = torch.bucketize(rows_B % len(self.samplers_N), bounds_K, right=True)
         return torch.nn.functional.one_hot(behaviour_B, len(self.num_each)).float()
 
     def metrics(self, selection: Selection) -> dict[str, Tensor]:
@@ -67,3 +74,25 @@ class Behaviours:
                 f"behaviours/{k}/frac_success": success_PK.sum() / scored_PK.sum().clamp(min=1),
             }
         return {name: number.double() for name, number in found.items()}
+
+    def save(self, checkpoint: Path) -> None:
+        """Write what followers have learned into a checkpoint's folder."""
+        if self.followers:
+            self.followers.save(checkpoint)
+
+    def load(self, checkpoint: Path) -> None:
+        """Read what followers had learned."""
+        if self.followers:
+            self.followers.load(checkpoint)
+
+
+def samplers_of_places(args: PODSConfig) -> list[Sampler]:
+    """Who samples each of the n places of a group: those of the first behaviour come first.
+
+    Example: shares 0.5 of temperature 1 and 0.5 of 1.3, n = 4: 1, 1, 1.3, 1.3, all the policy's.
+    """
+    assert args.behaviours and not isinstance(args.behaviours, str)
+    found = []
+    for k, (each, count) in enumerate(zip(args.behaviours, num_rollouts_each(args), strict=True)):
+        found += [Sampler(each["temperature"], name_of(k) if FOLLOWER in each else None)] * count
+    return found

@@ -4,6 +4,7 @@ import json
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
+from podsrl.core.combine import SUM_THEN_NORMALIZE
 from podsrl.core.objectives import OBJECTIVES
 from podsrl.trl.needs import check_needs
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
 
 EXAMPLE = '[{"temperature": 1.0, "share": 0.5}, {"temperature": 1.3, "share": 0.5}]'
 KEYS = ("temperature", "share")
+# Of a behaviour that learns for itself: reward per nat of its entropy.
+FOLLOWER = "follower_entropy"
 # Rollouts by which a share may miss a whole number, as thirds are written with few digits.
 TOLERANCE = 0.01
 
@@ -19,7 +22,8 @@ TOLERANCE = 0.01
 def read_behaviours(value: Any) -> list[dict[str, float]] | None:
     """The behaviours of a setting, which a flag gives as JSON; None where it is left out.
 
-    Raises `ValueError` for what is no list of a temperature and a share each, both above 0.
+    Raises `ValueError` for what is no list of a temperature and a share each, both above 0; a
+    follower has its `follower_entropy`, too, which may be 0.
 
     Example: the text `[{"temperature": 1, "share": 1}]` gives one of temperature 1.0 and share 1.0.
     """
@@ -34,18 +38,18 @@ def read_behaviours(value: Any) -> list[dict[str, float]] | None:
     if not isinstance(found, list) or not found or not all(map(_is_behaviour, found)):
         raise ValueError(
             f"behaviours is {value!r}: give a list of mappings with temperature and share, numbers "
-            f"above 0, such as {EXAMPLE}."
+            f"above 0, such as {EXAMPLE}; a follower has {FOLLOWER}, 0 or more, too."
         )
-    return [{key: float(each[key]) for key in KEYS} for each in found]
+    return [{key: float(number) for key, number in each.items()} for each in found]
 
 
 def _is_behaviour(value: Any) -> bool:
     return (
         isinstance(value, dict)
-        and set(value) == set(KEYS)
-        and all(
-            type(each) in (int, float) and isfinite(each) and each > 0 for each in value.values()
-        )
+        and set(value) - {FOLLOWER} == set(KEYS)
+        and all(type(each) in (int, float) and isfinite(each) for each in value.values())
+        and min(value[key] for key in KEYS) > 0
+        and value.get(FOLLOWER, 0) >= 0
     )
 
 
@@ -57,18 +61,72 @@ def num_rollouts_each(config: "PODSConfig") -> list[int]:
     return [round(each["share"] * int(config.num_rollouts or 0)) for each in _behaviours(config)]
 
 
-def temperature_of_places(config: "PODSConfig") -> list[float]:
-    """The temperature of each of the n places of a group: those of the first behaviour come first.
-
-    Example: shares 0.5 of temperature 1 and 0.5 of 1.3, n = 4: 1, 1, 1.3, 1.3.
-    """
-    pairs = zip(_behaviours(config), num_rollouts_each(config), strict=True)
-    return [each["temperature"] for each, count in pairs for _ in range(count)]
-
-
 def behaviours_differ(config: "PODSConfig") -> bool:
     """Whether any behaviour is another policy than the one that is trained, at `temperature`."""
-    return any(each["temperature"] != config.temperature for each in _behaviours(config))
+    return any(
+        each["temperature"] != config.temperature or FOLLOWER in each
+        for each in _behaviours(config)
+    )
+
+
+def num_followers(config: "PODSConfig") -> int:
+    """How many behaviours learn for themselves, each with an adapter of its own."""
+    return sum(FOLLOWER in each for each in _behaviours(config))
+
+
+def parts_of_policies(config: "PODSConfig") -> tuple[tuple[int, int], ...] | None:
+    """How many of n and of m are the leader's, and each follower's; None without followers.
+
+    The leader has all behaviours that are no followers; they stand first.
+
+    Example: shares .5 and .5 of n = 64 and m = 16, the second a follower's: (32, 8), (32, 8).
+    """
+    count = num_followers(config)
+    if not count:
+        return None
+    sizes, shares = num_rollouts_each(config), [each["share"] for each in _behaviours(config)]
+    kept = [round(share * config.num_generations) for share in shares[-count:]]
+    first = (sum(sizes[:-count]), config.num_generations - sum(kept))
+    return (first, *zip(sizes[-count:], kept, strict=True))
+
+
+def check_followers(config: "PODSConfig") -> None:
+    """Raise `ValueError` for followers that cannot be, and for what they do not go with."""
+    behaviours, count = _behaviours(config), num_followers(config)
+    leaders, followers = behaviours[:-count], behaviours[-count:]
+    share = sum(each["share"] for each in followers)
+    needs = {
+        "objective='sapg', whose leader weighs what followers sampled": config.objective == "sapg",
+        "followers to stand last, after one behaviour or more of the leader": (
+            bool(leaders) and not any(FOLLOWER in each for each in leaders)
+        ),
+        f"followers at the policy's temperature, {config.temperature:g}: they explore by their "
+        "entropy": all(each["temperature"] == config.temperature for each in followers),
+        f"followers with at most half of the rollouts, not {share:g}, as the leader is to learn "
+        "from no more of theirs than of its own": share <= 0.5 + TOLERANCE,
+        "budget='per_prompt'": config.budget == "per_prompt",
+        "num_generations_start=None": config.num_generations_start is None,
+        "advantage_weights='none'": config.advantage_weights == "none",
+        f"multi_objective_aggregation={SUM_THEN_NORMALIZE!r}": (
+            config.multi_objective_aggregation == SUM_THEN_NORMALIZE
+        ),
+        "fp16=False, whose scaling of losses is the leader's": not config.fp16,
+    }
+    check_needs("follower_entropy needs", needs, "leave follower_entropy out")
+    _check_kept_shares(config, followers)
+
+
+def _check_kept_shares(config: "PODSConfig", followers: list[dict[str, float]]) -> None:
+    """Each policy keeps its share of m, which must be whole, and can be compared among itself."""
+    m = config.num_generations
+    shares = [each["share"] for each in followers]
+    counts = [share * m for share in shares]
+    if any(abs(count - round(count)) > TOLERANCE or round(count) < 2 for count in counts):
+        raise ValueError(
+            f"the shares {', '.join(f'{share:g}' for share in shares)} of followers keep "
+            f"{', '.join(f'{count:g}' for count in counts)} of num_generations = {m} rollouts, "
+            "which must be whole and at least 2: change the shares, or num_generations."
+        )
 
 
 def check_behaviours(config: "PODSConfig") -> None:
@@ -92,6 +150,8 @@ def check_behaviours(config: "PODSConfig") -> None:
         ),
     }
     check_needs("behaviours needs", needs, "leave behaviours out")
+    if num_followers(config):
+        check_followers(config)
     if behaviours_differ(config):
         _check_other_policies(config)
 

@@ -174,7 +174,8 @@ class PODSConfig(GRPOConfig):
         metadata={
             "help": "Policies that sample a group together, each its share of num_rollouts at its "
             """temperature: [{"temperature": 1.0, "share": 0.5}, {"temperature": 1.3, "share": """
-            "0.5}]. Default: all n at `temperature`."
+            "0.5}]. With follower_entropy one is a LoRA adapter that learns for itself, with that "
+            "bonus. Default: all n at `temperature`."
         },
     )
     selection_rule: str = field(

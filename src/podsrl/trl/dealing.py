@@ -30,6 +30,8 @@ from podsrl.trl.exchange import rows_of_all
 # Entries of TRL's batch that objectives add. They go through its shuffle and its split.
 GROUP = "objective_group"
 REWARDS = "objective_rewards"
+BEHAVIOUR = "objective_behaviour"
+FOLLOWER_ADVANTAGES = "objective_follower_advantages"
 
 Plan = list[list[list[int]]]
 """Rows, counted over all processes, of each process's micro-batches."""

@@ -18,7 +18,7 @@ from podsrl.core.objectives.ratio import MU_EFFECTIVE, NUM_TOKENS
 from podsrl.core.verdicts import failed_check, verdicts
 from podsrl.trl.batch import TOOL_MASK, GenerationBatch, Rollouts
 from podsrl.trl.behaviours import Behaviours
-from podsrl.trl.dealing import GROUP, REWARDS
+from podsrl.trl.dealing import BEHAVIOUR, FOLLOWER_ADVANTAGES, GROUP, REWARDS
 from podsrl.trl.objective_checks import places_of_checks
 from podsrl.trl.prefixes import PrefixRewards
 from podsrl.trl.reference import ReferenceRewards
@@ -31,7 +31,6 @@ NUM_ROWS = "objective_num_rows"
 REFERENCE_REWARDS = "objective_reference_rewards"
 ACCURACY = "objective_accuracy"
 REFERENCE_HIDDEN = "objective_reference_hidden"
-BEHAVIOUR = "objective_behaviour"
 SEGMENTS = ("segment_pair", "segment_first", "segment_num")  # as branches.py makes them
 PREFIX_REWARDS = "objective_prefix_rewards"
 
@@ -112,6 +111,8 @@ class ObjectiveStep:
             statistics[ACCURACY] = accuracy_P[selection.group_B[rows]].to(device)
         if self.behaviours is not None:
             statistics[BEHAVIOUR] = self.behaviours.of_rows(selection.kept_rows_B[rows]).to(device)
+            if followers := self.behaviours.followers:
+                statistics[FOLLOWER_ADVANTAGES] = followers.advantages(selection)[rows].to(device)
         statistics |= {name: values[rows].to(device) for name, values in batch.segments.items()}
         if self.prefix_rewards is not None:
             ids_BT, mask_BT = output["completion_ids"], output["completion_mask"]
@@ -151,6 +152,8 @@ class ObjectiveStep:
         if not self.is_on():
             with self._policy_beta():
                 return trl_loss(model, inputs)
+        if self.behaviours is not None and self.behaviours.followers:
+            self.behaviours.followers.take(model, inputs)
         batch, entropies_BT = self._kept_batch(model, inputs)
         loss, metrics = self.objective.function(batch, **self.host.args.objective_options())
         if batch.reference_log_probs_BT is not None:

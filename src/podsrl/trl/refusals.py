@@ -13,7 +13,9 @@ from torch import nn
 from trl import GRPOTrainer
 from trl.trainer.utils import is_async_callable
 
+from podsrl.trl.behaviours_checks import num_followers
 from podsrl.trl.config import PODSConfig
+from podsrl.trl.followers import refuse_followers
 from podsrl.trl.reward_checks import refuse_group_rewards
 from podsrl.trl.sampling import settings_or_why_generate
 from podsrl.trl.token_kl import refuse_hidden
@@ -97,6 +99,8 @@ def refuse_trainer(host: GRPOTrainer) -> None:
         )
     if host.args.behaviours:
         _refuse_behaviours_generate(host)
+    if num_followers(host.args):
+        refuse_followers(host)
     _refuse_objective(host)
     refuse_group_rewards(host)
     tell_twin(host)

@@ -6,11 +6,12 @@ import math
 from collections import defaultdict
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
+from trl.trainer.utils import use_adapter
 
 from podsrl.sampling.monitor import Monitor
 from podsrl.sampling.sample import SampledRollouts, sample
@@ -18,6 +19,14 @@ from podsrl.sampling.settings import SamplingSettings, settings_or_reason
 from podsrl.trl.sharded import whole_weights, why_not_whole
 
 logger = logging.getLogger(__name__)
+
+
+class Sampler(NamedTuple):
+    """Who samples a rollout: a temperature, and the LoRA adapter of a follower."""
+
+    temperature: float
+    adapter: str | None = None
+    """None: the policy's own."""
 
 
 class PromptOnce:
@@ -36,23 +45,24 @@ class PromptOnce:
         self,
         prompt_ids: list[list[int]],
         monitor: Monitor | None = None,
-        temperatures: list[float] | None = None,
+        samplers: list[Sampler] | None = None,
     ) -> tuple[list[list[int]], list[list[float]] | None] | None:
         """Token ids and log-probs of one rollout per row; None where `generate` is to sample.
 
-        temperatures: of each row; None: the policy's own. Then there are no log-probs, otherwise
-            those of the temperature that drew the token, NaN in rows of the policy's own.
+        samplers: of each row; None: the policy itself. Then there are no log-probs, otherwise
+            those of the sampler that drew the token, NaN in rows of the policy itself.
         """
         settings = settings_or_why_generate(self.host)
         if isinstance(settings, str):
-            if temperatures is not None:
+            if samplers is not None:
                 raise RuntimeError(f"behaviours cannot be sampled any more: {settings}")
             if self.fallback is None:
                 logger.warning("sampling through TRL's generate, which is slower: %s", settings)
             self.fallback = settings
             return None
         rows_of = defaultdict(list)
-        for row, each in enumerate(temperatures or [settings.temperature] * len(prompt_ids)):
+        own = Sampler(settings.temperature)
+        for row, each in enumerate(samplers or [own] * len(prompt_ids)):
             rows_of[each].append(row)
         completion_ids: list[list[int]] = [[]] * len(prompt_ids)
         log_probs: list[list[float]] = [[]] * len(prompt_ids)
@@ -61,19 +71,20 @@ class PromptOnce:
             self.host._dist.summon_full_params(self.host.model_wrapped, recurse=False),
             whole_weights(self.host) if self.host.is_fsdp_enabled else nullcontext(),
         ):
-            for temperature, rows in rows_of.items():
-                is_own = temperature == settings.temperature
-                found = self._sample(
-                    model,
-                    [prompt_ids[row] for row in rows],
-                    settings if is_own else replace(settings, temperature=temperature),
-                    monitor,
-                    return_log_probs=not is_own,
-                )
+            for sampler, rows in rows_of.items():
+                is_own = sampler == own
+                with use_adapter(model, sampler.adapter) if sampler.adapter else nullcontext():
+                    found = self._sample(
+                        model,
+                        [prompt_ids[row] for row in rows],
+                        settings if is_own else replace(settings, temperature=sampler.temperature),
+                        monitor,
+                        return_log_probs=not is_own,
+                    )
                 known = found.log_probs or [[math.nan] * len(ids) for ids in found.completion_ids]
                 for i, row in enumerate(rows):
                     completion_ids[row], log_probs[row] = found.completion_ids[i], known[i]
-        return completion_ids, None if temperatures is None else log_probs
+        return completion_ids, None if samplers is None else log_probs
 
     def _sample(
         self,

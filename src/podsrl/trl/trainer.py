@@ -126,6 +126,7 @@ class PODSTrainer(GRPOTrainer):
         needs_reference = objective and objective.needs_reference_rewards
         self.reference = ReferenceRewards(self, self.clock) if needs_reference else None
         own = {name: getattr(self, name) for name in ("reference", "token_kl", "behaviours")}
+        self.remembering = [each for each in (self.reference, self.behaviours) if each]
         self.objective_step = objective and ObjectiveStep(self, objective, **own)
 
     def _get_train_sampler(self, dataset: Dataset | None = None) -> Sampler:
@@ -216,12 +217,10 @@ class PODSTrainer(GRPOTrainer):
     ):
         if self.prompt_once and self.model.training:
             monitor = self.stopping.monitor if self.stopping else None
-            temperatures = None
             # Not while the reference samples, which it does once the policy's are chosen.
-            if self.behaviours and self.batch and self.batch.selection is None:
-                temperatures = self.behaviours.temperatures(len(prompt_ids))
-            sampled = self.prompt_once(prompt_ids, monitor, temperatures)
-            if sampled is not None:
+            who = self.behaviours if self.batch and self.batch.selection is None else None
+            samplers = who.samplers(len(prompt_ids)) if who else None
+            if (sampled := self.prompt_once(prompt_ids, monitor, samplers)) is not None:
                 return sampled
         continuous = self.use_transformers_continuous_batching
         with without_shared_prefix(unwrap(self.model)) if continuous else nullcontext():
@@ -285,15 +284,16 @@ class PODSTrainer(GRPOTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
-        if self.reference and self.args.should_save:
-            folder = Path(self._get_output_dir(trial=trial))
-            self.reference.save(folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        folder = Path(self._get_output_dir(trial=trial))
+        for each in self.remembering if self.args.should_save else ():
+            each.save(folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         self.resumed_from = None if checkpoint is None else Path(checkpoint)
-        if self.reference and checkpoint is not None:
-            self.reference.load(Path(checkpoint))
+        if self.resumed_from is not None:
+            for each in self.remembering:
+                each.load(self.resumed_from)
 
 
 # help() and editors show the arguments of the class whose place this one takes.

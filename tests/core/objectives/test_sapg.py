@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from podsrl.core.objectives.batch import KeptBatch
-from podsrl.core.objectives.ratio import sapg
+from podsrl.core.objectives.ratio import sapg, sapg_follower
 
 V = 5  # tokens
 ADVANTAGES_V = torch.tensor([1.5, -0.5, 0.2, -2.0, 0.7], dtype=torch.float64)
@@ -160,3 +160,75 @@ def test_effective_sample_size_of_each_behaviour() -> None:
     assert metrics["mu_frac_effective/0"].item() == 1.0
     assert metrics["mu_frac_effective/1"].item() == pytest.approx(0.8)
     assert metrics["mu_frac_effective/2"].isnan()
+
+
+# ---- followers
+
+
+def test_a_followers_rollouts_leave_the_leaders_gradient_what_it_is() -> None:
+    """Half of the rollouts a follower's, of other weights: E over both is E_old[A grad log pi].
+
+    Capped it is another; and the follower's weights have no part in the leader's loss.
+    """
+    leader = make_logits()
+    follower = (0.7 * make_logits().detach() + 0.5 * ADVANTAGES_V).requires_grad_()
+    own_V, other_V = leader.log_softmax(-1), follower.log_softmax(-1)
+    batch = batch_of(
+        own_V.repeat(2)[:, None],
+        torch.cat([own_V.detach() * math.nan, other_V])[:, None],
+        torch.cat([own_V.detach().exp(), other_V.detach().exp()]) / 2 * ADVANTAGES_V.repeat(2),
+    )
+    found = sapg_gradient(leader, batch)
+    torch.testing.assert_close(found, policy_gradient(leader), rtol=1e-12, atol=1e-14)
+    capped = sapg_gradient(leader, batch, sapg_mu_max=1.0)
+    assert (capped - found).abs().max() > 0.01
+    loss, _ = sapg(batch, epsilon=0.1, epsilon_high=None)
+    mu_is_a_number = batch_of(
+        own_V.repeat(2)[:, None],
+        torch.cat([own_V.detach() * math.nan, other_V.detach()])[:, None],
+        batch.advantages_B,
+    )
+    assert torch.equal(loss, sapg(mu_is_a_number, epsilon=0.1, epsilon_high=None)[0])
+
+
+def test_a_follower_of_equal_weights_has_mu_1() -> None:
+    logits = make_logits()
+    log_probs_V1 = logits.log_softmax(-1)[:, None]
+    equal = batch_of(log_probs_V1, log_probs_V1.detach(), ADVANTAGES_V)
+    plain = batch_of(log_probs_V1, log_probs_V1.detach() * math.nan, ADVANTAGES_V)
+    loss, metrics = sapg(equal, epsilon=0.1, epsilon_high=None, sapg_mu_max=3.0)
+    # A sum over five tokens, divided by 1.
+    assert metrics["mu"].item() == V and metrics["frac_mu_capped"].item() == 0
+    assert torch.equal(loss, sapg(plain, epsilon=0.1, epsilon_high=None)[0])
+
+
+def test_what_a_follower_learns_by_hand() -> None:
+    """rho 1, A 2, 3 nats, bonus .1: -2.3. A dead row adds its entropy; padding adds nothing."""
+    log_probs_BT = torch.zeros(2, 2, dtype=torch.float64, requires_grad=True)
+    entropies_BT = torch.tensor([[3.0, 9.0], [1.0, 1.0]]).double().requires_grad_()
+    behaviour_BT = torch.full_like(entropies_BT, -7.0)  # not read: it is its own behaviour
+    batch = batch_of(log_probs_BT, behaviour_BT, torch.tensor([2.0, 0.0]).double())
+    batch.mask_BT[0, 1] = 0
+    options = {"epsilon": 0.1, "epsilon_high": None}
+    loss, metrics = sapg_follower(batch, entropies_BT, entropy_bonus=0.1, **options)
+    assert loss.item() == pytest.approx(-2 - 0.1 * (3 + 1 + 1))
+    assert metrics["entropy"].item() == 5 and metrics["frac_clipped"].item() == 0
+    by_entropy, by_log_prob = torch.autograd.grad(loss, (entropies_BT, log_probs_BT))
+    assert by_entropy.tolist() == [[-0.1, 0], [-0.1, -0.1]]
+    assert by_log_prob.tolist() == [[-2, 0], [0, 0]]
+    without, _ = sapg_follower(batch, entropies_BT, entropy_bonus=0.0, **options)
+    assert without.item() == -2
+
+
+def test_the_bonus_climbs_the_entropy() -> None:
+    """dH / dlogit_i = -p_i (log p_i + H); rollouts without an advantage leave nothing else."""
+    logits = make_logits()
+    log_probs_V = logits.log_softmax(-1)
+    entropy = -(log_probs_V.exp() * log_probs_V).sum()
+    batch = batch_of(log_probs_V[:1, None], log_probs_V.detach()[:1, None], torch.zeros(1).double())
+    loss, _ = sapg_follower(
+        batch, entropy.expand(1, 1), entropy_bonus=0.5, epsilon=0.1, epsilon_high=None
+    )
+    found = torch.autograd.grad(-loss, logits, retain_graph=True)[0]
+    expected = -0.5 * log_probs_V.exp() * (log_probs_V + entropy)
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-12, atol=1e-14)

@@ -4,6 +4,7 @@ Shape letters: B kept rows, T completion tokens.
 """
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -27,8 +28,8 @@ def sapg(
     minus the mean over tokens of min(rho * A, clip(rho, mu (1 - eps), mu (1 + eps)) * A), and the
     weight of off-policy rollouts 1. mu = 1 is PPO. At the start of an update rho = mu, so that no
     token is clipped; the published code clips at 1 +- eps, where a token with rho > 1 + eps and
-    A > 0 has no gradient from the start. What is the paper's leader with its followers' data; its
-    followers' own losses and shared backbone are not part of this.
+    A > 0 has no gradient from the start. It is the paper's leader with its followers' data; what a
+    follower learns by is `sapg_follower`.
 
     A token's mu mends which token was drawn, not at which prefix, nor what followed: given these,
     E_b[mu A grad log pi] = E_old[A grad log pi].
@@ -71,6 +72,41 @@ def sapg(
         "frac_clipped": batch.mean_over_tokens(is_clipped_BT.detach()),
         **_of_behaviours(batch, mu_BT),
     }
+
+
+def sapg_follower(
+    batch: KeptBatch,
+    entropies_BT: Tensor,
+    *,
+    entropy_bonus: float,
+    epsilon: float,
+    epsilon_high: float | None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What a follower learns by, on rollouts of its own: PPO's loss less a bonus for its entropy.
+
+    SAPG, arXiv 2407.20230: `sapg` at mu = 1 minus `entropy_bonus` times the mean over tokens of the
+    entropy of the follower's next-token distribution, in nats. The bonus keeps followers apart
+    from the leader, who has none.
+
+    Args:
+        batch: of the follower's rollouts alone, log-probs of the follower, advantages among its
+            own rewards. `extras` are not read: it is its own behaviour.
+        entropies_BT: of the follower at each token, with gradient; anything where `mask_BT` is 0.
+        entropy_bonus: reward per nat; 0 for none.
+        epsilon, epsilon_high: as of `sapg`.
+
+    Returns:
+        The loss, sums over tokens divided by `num_tokens`, and metrics `entropy`, `frac_clipped`.
+
+    Edge cases: rows of advantage 0 add their entropy, and nothing else.
+
+    Example: one token of rho 1, A 2 and entropy 3 nats, bonus 0.1: -2 - 0.3 = -2.3.
+    """
+    own = replace(batch, extras={})
+    loss, metrics = sapg(own, epsilon=epsilon, epsilon_high=epsilon_high)
+    entropy = batch.mean_over_tokens(entropies_BT)
+    named = {"entropy": entropy.detach(), "frac_clipped": metrics["frac_clipped"]}
+    return loss - entropy_bonus * entropy if entropy_bonus else loss, named
 
 
 def _mu(batch: KeptBatch, like_BT: Tensor) -> Tensor:
