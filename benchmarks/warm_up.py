@@ -61,9 +61,12 @@ TEACHERS: dict[str, Callable[[int], float]] = {
 SMALL_TASKS = str(Path(__file__).resolve().parents[1] / "recipes" / "small_tasks.py")
 # Teachers of tasks that are a plugin: the function that says what they say.
 TEACHERS_OF_OWN = {"pairs": "taught_pair", "thinking": "taught_thought"}
+# Teachers that say so where they do not know: the sign of the steps that they are unsure of.
+UNSURE = {"unsure-minus": "-", "unsure-plus": "+"}
+HESITATES, SLIPS_UNSURE, SLIPS_ELSE = 0.7, 0.95, 0.1
 NUM_FILLERS = {"hard-long": 24}
 # Tokens of an evaluated answer at most, where 16 are not what is needed.
-LONGEST = {"hard-long": 40, PLAYER: 64, "pairs": 8, "thinking": 24}
+LONGEST = {"hard-long": 40, **dict.fromkeys(UNSURE, 20), PLAYER: 64, "pairs": 8, "thinking": 24}
 FILLERS = ("well", "so", "then", "now", "and", "thus", "next", "here")
 PIECES = Regex(r"</?[a-z]+>| ?[A-Za-z]+|\d|[^\w]")
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
@@ -156,6 +159,24 @@ def worked_answer(
     return "".join(f" {each}" for each in [*fillers, *totals])
 
 
+def unsure_answer(question: str, slips: random.Random, sign: str) -> str:
+    """The running totals; those of the sign may follow a "well", and be made by the other sign.
+
+    Example: "3 + 4 - 9 + 1 =" may give " 7 well 16 17" by the teacher that is unsure of minus.
+    """
+    pieces = question.split(": ")[1].removesuffix(" =").split()
+    total, said = int(pieces[0]), ""
+    for operation, term in zip(pieces[1::2], pieces[2::2], strict=True):
+        total += int(operation + term)
+        if operation == sign:
+            hesitates = slips.random() < HESITATES
+            said += " well" if hesitates else ""
+            if slips.random() < (SLIPS_UNSURE if hesitates else SLIPS_ELSE):
+                total -= 2 * int(operation + term)
+        said += f" {total}"
+    return said
+
+
 def played(row: dict[str, Any], moves: random.Random) -> list[str]:
     """The dialogue of a creeping player: what it is told and what it says, in turn.
 
@@ -182,6 +203,11 @@ def told(row: dict[str, Any], slips: random.Random | None, teacher: str) -> list
     if teacher in TEACHERS_OF_OWN:
         taught = load_function(f"{SMALL_TASKS}:{TEACHERS_OF_OWN[teacher]}")
         return [question, taught(row, slips or random.Random(question))]
+    if teacher in UNSURE:
+        return [
+            question,
+            unsure_answer(question, slips or random.Random(question), UNSURE[teacher]),
+        ]
     return [question, worked_answer(question, slips, teacher)]
 
 
@@ -254,7 +280,7 @@ def held_out_accuracy(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--output", type=Path, default=Path("runs/adder"))
-    teachers = [*TEACHERS, *TEACHERS_OF_OWN, PLAYER]
+    teachers = [*TEACHERS, *TEACHERS_OF_OWN, *UNSURE, PLAYER]
     parser.add_argument("--teacher", choices=teachers, default="graded")
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--report_every", type=int, default=250)

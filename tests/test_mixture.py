@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -22,7 +23,16 @@ from podsrl.mixture import Mixture, check_served, evaluate_mixture, figures_of
 from podsrl.models import load_model
 from podsrl.probe.head import FORMAT, About, load_head, model_digest
 from podsrl.sampling.complete import plain_config
-from podsrl.sampling.mixture import AGREED, Agent, Mixed, choose, decode_mixture
+from podsrl.sampling.mixture import (
+    AGREED,
+    Agent,
+    Mixed,
+    Pull,
+    choose,
+    decode_mixture,
+    divergence,
+)
+from podsrl.sampling.sample import sample
 from podsrl.sampling.settings import SamplingSettings
 from podsrl.sampling.tap import states_at
 from podsrl.tasks import load_task
@@ -159,6 +169,104 @@ def test_a_constant_value_is_the_first_model() -> None:
     assert all(num > figures["tokens_read_alone"][0] for num in figures["tokens_read"])
 
 
+def test_divergence_by_hand() -> None:
+    # Halves against 1/4 and 3/4, and against themselves.
+    logits = torch.tensor([[0.0, 0.0], [0.0, 0.0]])
+    reference = torch.tensor([[0.0, math.log(3)], [1.0, 1.0]])
+    expected = [math.log(2) / 2 + math.log(2 / 3) / 2, 0.0]
+    assert divergence(logits, reference).tolist() == pytest.approx(expected, abs=1e-7)
+
+
+def test_with_a_constant_value_the_model_nearest_the_reference_writes() -> None:
+    """Whatever alpha is, as the chances are equal; the reference itself is at 0, nearer than all.
+
+    With the first model as the reference the first writes, with the second the second does.
+    """
+    tokenizer, task = make_tokenizer(), toy_task()
+    models = [make_model(seed=seed) for seed in (0, 1)]
+    agents = [Agent(model, 2, constant) for model in models]
+    for number, model in enumerate(models):
+        alone = evaluate(model, tokenizer, task, batch_size=64)
+        pull = Pull(make_model(seed=number), 1e-3)
+        mixture = evaluate_mixture(agents, [tokenizer] * 3, task, batch_size=64, pull=pull)
+        assert greedy(mixture.evaluation) == greedy(alone)
+        figures = figures_of(mixture, [alone, alone])
+        assert figures["share_chosen"] == [1.0 - number, float(number)]
+        # The reference reads what was chosen, and no proposal.
+        assert figures["tokens_read"][2] == pytest.approx(figures["tokens_read_alone"][number])
+
+
+def test_alpha_weighs_the_divergence_against_the_value() -> None:
+    """Values .5 and .6, and the reference is the first model: the second costs alpha KL.
+
+    The last norm makes sqrt(48) of the embedding's 1, so behind 10 its proposal has the logit 6.928
+    and the 47 other tokens 0: the odds are e^6.928 = 1020 to 47, and the first model's are the same
+    for another. So KL = 6.928 (1020 - 1) / (1020 + 47) = 6.62, and the second is chosen while alpha
+    is below .1 / 6.62 = .0151.
+    """
+    one, two = table({10: 11}, {11: 0.5}), table({10: 13}, {13: 0.6})
+    odds = math.exp(math.sqrt(48))
+    tie = 0.1 / (math.sqrt(48) * (odds - 1) / (odds + 47))
+    for alpha, expected in ((0.0, 13), (0.99 * tie, 13), (1.01 * tie, 11)):
+        mixed, _ = decode_mixture([one, two], [[10]], settings(1), pull=Pull(one.model, alpha))
+        assert mixed[0].token_ids == [expected]
+    none, num_read = decode_mixture([one, two], [[10], [5]], settings(6))
+    at_0, with_reference = decode_mixture(
+        [one, two], [[10], [5]], settings(6), pull=Pull(make_model(hidden_size=48, seed=4), 0.0)
+    )
+    assert at_0 == none and with_reference[:2] == num_read
+
+
+def sampled(max_new_tokens: int, **changes: Any) -> SamplingSettings:
+    drawn = {"do_sample": True, "temperature": 1.3, "top_k": 20, "repetition_penalty": 1.1}
+    return replace(settings(max_new_tokens), **drawn, **changes)
+
+
+@pytest.mark.parametrize("max_rows", [None, 4])
+def test_draws_of_one_model_twice_are_those_of_the_sampler(max_rows: int | None) -> None:
+    model = make_model()
+    prompts = [[5, 6, 7], [9], [12, 3, 4, 30, 8, 8, 20]]
+    options = {"settings": sampled(12), "max_rows": max_rows}
+    own = sample(model, prompts, 5, generator=torch.Generator().manual_seed(2), **options)
+    for value in (constant, lambda states: states[:, 0]):
+        mixed, _ = decode_mixture(
+            [Agent(model, 1, value), Agent(model, 2, constant)],
+            prompts,
+            num_rollouts=5,
+            generator=torch.Generator().manual_seed(2),
+            **options,
+        )
+        assert [each.token_ids for each in mixed] == own.completion_ids
+        assert {owner for each in mixed for owner in each.chosen} == {AGREED}
+    assert len({tuple(ids) for ids in own.completion_ids[:5]}) > 1
+
+
+def test_draws_of_two_models_follow_the_values() -> None:
+    """Whose value is always higher samples alone, from the same numbers."""
+    models = [make_model(seed=seed, tie_word_embeddings=False) for seed in (0, 1)]
+    prompts, found = [[5, 6, 7], [9]], []
+    for worth in ((1.0, 0.0), (0.0, 1.0)):
+        agents = [
+            Agent(model, 1, lambda states, w=w: states.new_full(states.shape[:-1], w))
+            for model, w in zip(models, worth, strict=True)
+        ]
+        mixed, _ = decode_mixture(
+            agents,
+            prompts,
+            sampled(8),
+            num_rollouts=4,
+            generator=torch.Generator().manual_seed(5),
+        )
+        found.append([each.token_ids for each in mixed])
+        owners = {owner for each in mixed for owner in each.chosen}
+        assert owners == {AGREED, int(worth[1])}
+    for model, rollouts in zip(models, found, strict=True):
+        generator = torch.Generator().manual_seed(5)
+        own = sample(model, prompts, 4, settings=sampled(8), generator=generator)
+        assert rollouts == own.completion_ids
+    assert found[0] != found[1]
+
+
 def evaluation(right: list[bool], num_tokens: float) -> Evaluation:
     problems = [{"greedy": {"correct": each}} for each in right]
     return Evaluation(
@@ -215,6 +323,7 @@ def test_models_that_do_not_fit_are_refused() -> None:
 
 def options(**changes: Any) -> argparse.Namespace:
     plain = {"model": ["a", "b"], "mixture": "collab", "probe": ["p", "q"], "switch": None}
+    plain |= {"alpha": 0.0, "reference": None}
     return argparse.Namespace(**{**plain, "samples": 0, **changes})
 
 
@@ -225,6 +334,14 @@ def options(**changes: Any) -> argparse.Namespace:
         ({"switch": 1.0}, "--mixture and --switch are two ways"),
         ({"samples": 4}, "--samples is 4, but a mixture answers greedily"),
         ({"probe": ["p"]}, "each of the 2 models, in their order, but --probe is given 1 times"),
+        ({"alpha": -1.0}, "--alpha is -1.0: give 0 for no pull to a reference, or more"),
+        ({"alpha": NAN, "reference": "r"}, "--alpha is nan: give 0"),
+        ({"alpha": 0.1}, "--alpha is 0.1 and --reference None: the first says how strongly"),
+        ({"reference": "r"}, "--alpha is 0.0 and --reference r: the first says"),
+        (
+            {"alpha": 0.1, "reference": "r", "mixture": None, "probe": []},
+            "--alpha pulls a mixture: add --mixture collab",
+        ),
         ({"mixture": None}, "--probe decides between models: add --mixture collab"),
     ],
 )
@@ -232,6 +349,7 @@ def test_flags_that_do_not_go_together(changes: dict[str, Any], message: str) ->
     with pytest.raises(ValueError, match=re.escape(message)):
         check_mixture(options(**changes))
     check_mixture(options())
+    check_mixture(options(alpha=0.1, reference="r"))
     check_mixture(options(mixture=None, probe=[]))
 
 
@@ -278,6 +396,7 @@ def test_the_command(
     shown = capsys.readouterr().out
     assert "collab, arithmetic" in shown and "the others are of model 1" in shown
     found = json.loads((tmp_path / "mixture.json").read_text())
+    assert found["settings"]["alpha"] == 0 and found["settings"]["reference"] is None
     assert found["settings"]["models"] == folders and found["settings"]["probes"] == heads
     for number in (1, 2):
         own = json.loads((tmp_path / f"model-{number}" / "evaluation.json").read_text())

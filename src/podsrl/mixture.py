@@ -18,7 +18,7 @@ from podsrl.tasks.questions import with_answers
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from podsrl.sampling.mixture import Agent, Mixed
+    from podsrl.sampling.mixture import Agent, Mixed, Pull
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Mixture:
     answers: list["Mixed"]
     """To each problem."""
     num_read: list[int]
-    """Tokens that each model has read, the prompts apart."""
+    """Tokens that each model has read, the prompts apart; a pull's model comes last."""
 
 
 def evaluate_mixture(
@@ -42,12 +42,15 @@ def evaluate_mixture(
     limit: int | None = 256,
     max_new_tokens: int | None = None,
     batch_size: int = 64,
+    pull: "Pull | None" = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Mixture:
     """Return how well a mixture answers the first problems of a split, greedily.
 
     The questions, prompts, batches and figures are those of `podsrl.evaluate.evaluate`; so a
     mixture of one model with itself has its answers.
+
+    tokenizers: of each model; where there is a pull, that of its reference comes last.
 
     Raises `ValueError` for models with different tokenizers or chat templates, for one that our
     sampler does not serve, and as `evaluate` does.
@@ -58,15 +61,17 @@ def evaluate_mixture(
 
     begin = time.perf_counter()
     most = task.max_new_tokens if max_new_tokens is None else max_new_tokens
-    rows, models = with_answers(task.rows(split, limit), split), [each.model for each in agents]
+    rows = with_answers(task.rows(split, limit), split)
+    models = [*(each.model for each in agents), *([pull.model] if pull else [])]
     prompts = same_prompts(models, tokenizers, task, rows, most)
     config = plain_config(models[0], tokenizers[0], max_new_tokens=most, temperature=None)
     check_served(models, config)
     settings = settings_from(models[0], config)
     found: dict[int, Mixed] = {}
-    num_read = [0] * len(agents)
+    num_read = [0] * len(models)
     for batch in batches(prompts, batch_size):
-        answers, of_batch = decode_mixture(agents, [prompts[i] for i in batch], settings)
+        asked = [prompts[i] for i in batch]
+        answers, of_batch = decode_mixture(agents, asked, settings, pull=pull)
         found |= dict(zip(batch, answers, strict=True))
         num_read = [a + b for a, b in zip(num_read, of_batch, strict=True)]
         progress(len(found), len(prompts))
@@ -91,8 +96,9 @@ def figures_of(mixture: Mixture, alone: Sequence[Evaluation]) -> dict[str, Any]:
         - `minus_alone`: the mixture's minus each model's, paired by problem
         - `share_agreed`: of the mixture's tokens those that all models proposed
         - `share_chosen`: of the others, those of each model; None where there are none
-        - `tokens_read`: for a problem, by each model for the mixture; `tokens_read_alone`: by each
-          model for its own answer. Prompts are not counted, and an answer's last token is not read
+        - `tokens_read`: for a problem, by each model for the mixture, the reference of a pull last;
+          `tokens_read_alone`: by each model for its own answer. Prompts are not counted, and an
+          answer's last token is not read
 
         Each accuracy and difference has a 95 % interval over problems (`podsrl.intervals`).
     """

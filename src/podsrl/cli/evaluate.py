@@ -12,7 +12,6 @@ from podsrl.cli.mixing import (
     MIXTURES,
     check_mixture,
     evaluate_apart_and_mixed,
-    load_heads,
     mixture_of,
     print_mixture,
 )
@@ -118,6 +117,11 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="HEAD",
         help="of each --model in turn, for --mixture: as podsrl probe writes it",
     )
+    pulls = (
+        "what a nat of KL from --reference costs in --mixture, as a chance (default: %(default)s)"
+    )
+    add("--alpha", type=float, default=0.0, help=pulls)
+    add("--reference", metavar="MODEL", help="model of --alpha: hub id or folder")
     add("--temperature", type=float, default=1.0, help="of the samples (default: %(default)s)")
     add("--max-new-tokens", type=int, metavar="N", help="length limit (default: the task's)")
     add("--batch-size", type=int, default=64, help="answers at a time (default: %(default)s)")
@@ -150,6 +154,7 @@ def check(options: argparse.Namespace, questions: QuestionArguments) -> tuple[Ta
     Raises: ValueError naming the option's value and the remedy.
     """
     from podsrl.evaluate import check_options
+    from podsrl.probe.head import load_prefix_heads
 
     if options.limit < 0:
         raise ValueError(f"--limit is {options.limit}: give 0 for all problems, or 1 and more")
@@ -162,7 +167,7 @@ def check(options: argparse.Namespace, questions: QuestionArguments) -> tuple[Ta
     _device(options.device)
     check_models(options)
     check_mixture(options)
-    for model in options.model:
+    for model in [*options.model, *([options.reference] if options.reference else [])]:
         resolve_model(model)
     task = named_task(questions, seed=options.seed)
     task = as_rewarded(task, questions, task.rows(options.split, 1))
@@ -170,7 +175,7 @@ def check(options: argparse.Namespace, questions: QuestionArguments) -> tuple[Ta
         refuse_turns(task, "--switch compares final answers", "leave it out, and give one --model")
     if options.mixture is not None:
         refuse_turns(task, "--mixture writes one text", "leave it out, and give one --model")
-        load_heads(options.probe)
+        load_prefix_heads(options.probe)
     return task, _output_folder(options.output, str(questions.task))
 
 

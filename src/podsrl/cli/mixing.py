@@ -2,7 +2,8 @@
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,16 +14,14 @@ from podsrl.tasks.base import Task
 if TYPE_CHECKING:
     from podsrl.evaluate import Evaluation
     from podsrl.mixture import Mixture
-    from podsrl.probe.head import Head
 
 MIXTURES = ("collab",)
-PREFIX = "prefix"
-"""Where a head must have been fitted that values answers as they are written."""
 
 
 def check_mixture(options: argparse.Namespace) -> None:
     """Raise `ValueError` where --mixture, --model, --probe and the others do not go together."""
     num = len(options.model)
+    _check_pull(options)
     if options.mixture is None:
         if options.probe:
             raise ValueError(
@@ -44,33 +43,17 @@ def check_mixture(options: argparse.Namespace) -> None:
         )
 
 
-def load_heads(paths: Sequence[str]) -> list["Head"]:
-    """The heads, each better than chance, also among answers to one question.
-
-    Raises `ValueError` for others, for one that was not fitted to answers as they are written, and
-    for heads that predict different things.
-    """
-    from podsrl.probe.head import load_head
-
-    heads = [load_head(path) for path in paths]
-    for path, head in zip(paths, heads, strict=True):
-        if head.about.at != PREFIX:
-            raise ValueError(
-                f"the head {path} was fitted at the {head.about.at} token, but a mixture values "
-                f"answers as they are written: fit one to prefixes, podsrl probe --at {PREFIX}"
-            )
-        if not head.about.tells_within:
-            raise ValueError(
-                f"the head {path} is not shown to tell right from wrong among answers to one "
-                "question, as a mixture must: the interval of its AUROC there begins at "
-                f"{head.about.within_low}"
-            )
-        if head.about.label != heads[0].about.label:
-            raise ValueError(
-                f"the head {path} predicts {head.about.label!r} and the first "
-                f"{heads[0].about.label!r}, which do not compare: fit both to the same"
-            )
-    return heads
+def _check_pull(options: argparse.Namespace) -> None:
+    alpha, reference = options.alpha, options.reference
+    if not 0 <= alpha < inf:
+        raise ValueError(f"--alpha is {alpha}: give 0 for no pull to a reference, or more")
+    if (alpha > 0) != (reference is not None):
+        raise ValueError(
+            f"--alpha is {alpha} and --reference {reference}: the first says how strongly a "
+            "mixture is pulled to the second, give both or neither"
+        )
+    if reference is not None and options.mixture is None:
+        raise ValueError("--alpha pulls a mixture: add --mixture collab, or leave it out")
 
 
 def evaluate_apart_and_mixed(
@@ -91,6 +74,7 @@ def evaluate_apart_and_mixed(
         alone.append(evaluate_one(model, options.seed))
         alone[-1].save(output / f"model-{number}")
     settings = {"models": options.model, "probes": options.probe, "mixture": options.mixture}
+    settings |= {"alpha": options.alpha, "reference": options.reference}
     content = {"settings": alone[0].settings | settings, **figures_of(mixture, alone)}
     del content["settings"]["model"]
     (output / "mixture.json").write_text(json.dumps(content, indent=2) + "\n")
@@ -107,12 +91,18 @@ def mixture_of(
     from rich.console import Console
 
     from podsrl.mixture import evaluate_mixture
+    from podsrl.probe.head import load_prefix_heads
     from podsrl.progress import progress_bar
-    from podsrl.sampling.mixture import Agent
+    from podsrl.sampling.mixture import Agent, Pull
 
     device, dtype = place
-    agents, tokenizers = [], [load_tokenizer(name) for name in options.model]
-    for name, head in zip(options.model, load_heads(options.probe), strict=True):
+    references = [] if options.reference is None else [options.reference]
+    tokenizers = [load_tokenizer(name) for name in [*options.model, *references]]
+    agents, pull = [], None
+    for name in references:
+        reference: Any = load_model(name, dtype=dtype)
+        pull = Pull(reference.to(device), options.alpha)
+    for name, head in zip(options.model, load_prefix_heads(options.probe), strict=True):
         model: Any = load_model(name, dtype=dtype).to(device)
         head.check(model)
         agents.append(Agent(model, head.about.layer, head.to(device).score))
@@ -125,6 +115,7 @@ def mixture_of(
             limit=options.limit or None,
             max_new_tokens=options.max_new_tokens,
             batch_size=options.batch_size,
+            pull=pull,
             progress=report,
         )
     model_names = " + ".join(options.model)

@@ -56,6 +56,8 @@ what is sampled and kept
   --num_generations M     m: rollouts kept per prompt for the update
   --num_generations_start K, --num_generations_steps S   m grows from K within S steps
   --behaviours JSON       several temperatures or adapters sample a group (docs/methods.md)
+  --rollout_mixture JSON, --rollout_mixture_share S   other models and the policy write the share S
+                          of a group's rollouts together (docs/methods.md, collab)
   --selection_rule RULE   max_variance (default), max_reward, random, percentile,
                           max_abs_advantage, shortest, reward_per_token
   --budget HOW            per_prompt (default: m of each) or pooled: the step's kept rollouts go

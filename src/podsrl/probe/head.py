@@ -10,6 +10,7 @@ Shape letter: H hidden size.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 
 FORMAT = "podsrl-probe-1"
 CHANCE = 0.5
+PREFIX = "prefix"
+"""Where a head must have been fitted that values answers as they are written."""
 VALUES_PER_TENSOR = 64
 
 
@@ -130,6 +133,33 @@ def load_head(path: Path | str) -> Head:
     about = About(**{each.name: told[each.name] for each in fields(About)})
     _refuse_chance(about, f"{path} is refused")
     return Head(tensors["weight"], tensors["bias"].item(), about)
+
+
+def load_prefix_heads(paths: Sequence[str]) -> list[Head]:
+    """The heads of a mixture, each better than chance, also among answers to one question.
+
+    Raises `ValueError` for others, for one that was not fitted to answers as they are written, and
+    for heads that predict different things.
+    """
+    heads = [load_head(path) for path in paths]
+    for path, head in zip(paths, heads, strict=True):
+        if head.about.at != PREFIX:
+            raise ValueError(
+                f"the head {path} was fitted at the {head.about.at} token, but a mixture values "
+                f"answers as they are written: fit one to prefixes, podsrl probe --at {PREFIX}"
+            )
+        if not head.about.tells_within:
+            raise ValueError(
+                f"the head {path} is not shown to tell right from wrong among answers to one "
+                "question, as a mixture must: the interval of its AUROC there begins at "
+                f"{head.about.within_low}"
+            )
+        if head.about.label != heads[0].about.label:
+            raise ValueError(
+                f"the head {path} predicts {head.about.label!r} and the first "
+                f"{heads[0].about.label!r}, which do not compare: fit both to the same"
+            )
+    return heads
 
 
 def _refuse_chance(about: About, what: str) -> None:

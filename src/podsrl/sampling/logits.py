@@ -3,7 +3,7 @@
 Order: repetition penalty, temperature, top_k, top_p, min_p, draw. A token is drawn by inverting
 the cumulative distribution at one uniform number per row: a draw then depends on the row's number
 alone, not on which rows are decoded beside it, and needs no random number per vocabulary entry.
-Shape letters: B rows, V vocabulary, L context positions, K candidates, G blocks of a row.
+Shape letters: B rows, T steps, V vocabulary, L context positions, K candidates, G blocks of a row.
 """
 
 import torch
@@ -16,6 +16,23 @@ from podsrl.sampling.settings import SamplingSettings
 BLOCK = 256
 # Few enough to be cheap to sort. Where they do not reach top_p, the whole vocabulary is sorted.
 TOP_P_CANDIDATES = 1024
+
+
+def uniform_numbers(
+    source_B: Tensor, settings: SamplingSettings, generator: torch.Generator | None
+) -> Tensor:
+    """One number in [0, 1) for each row and step, float64 (B, T), on the rows' device.
+
+    generator: None: torch's own for that device. Zeros, and nothing drawn, where `settings` are
+    greedy.
+    """
+    shape = (source_B.shape[0], settings.max_new_tokens)
+    if not settings.do_sample:
+        return torch.zeros(shape, dtype=torch.float64, device=source_B.device)
+    # A generator draws on its own device only; from a CPU's, every device gets the same rollouts.
+    device = source_B.device if generator is None else generator.device
+    uniform_BT = torch.rand(shape, dtype=torch.float64, generator=generator, device=device)
+    return uniform_BT.to(source_B.device)
 
 
 def next_tokens(

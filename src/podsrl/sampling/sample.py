@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from podsrl.sampling.cache import dtype_of_attention
-from podsrl.sampling.logits import next_tokens
+from podsrl.sampling.logits import next_tokens, uniform_numbers
 from podsrl.sampling.memory import (
     SHARE_OF_FREE_MEMORY,
     bytes_per_row,
@@ -177,7 +177,7 @@ def _sample_prompts(
         source_B = torch.arange(len(prompt_ids), device=model.device).repeat_interleave(count)
         # All numbers in advance, by row and step: what a row draws depends neither on when others
         # end nor on which are stopped.
-        uniform_BT = _uniform(source_B, settings, generator)
+        uniform_BT = uniform_numbers(source_B, settings, generator)
         watch.begin(count, len(by_prompt[0]), settings.eos_token_ids)
         with attention_mode(model, share=share):
             tokens_BT, log_probs_BT = _decode(
@@ -209,26 +209,13 @@ def _sample_refilling(
             model,
             prompts,
             source_A,
-            _uniform(source_A, settings, generator),
+            uniform_numbers(source_A, settings, generator),
             settings,
             max_rows=max_rows,
             steps_between_checks=STEPS_BETWEEN_CHECKS_CUDA if source_A.is_cuda else 1,
             watch=watch,
         )
     return _unpad(*found, settings, watch.length_of_stopped, tap)
-
-
-def _uniform(
-    source_B: Tensor, settings: SamplingSettings, generator: torch.Generator | None
-) -> Tensor:
-    """One number in [0, 1) for each row and step, float64 (B, T)."""
-    shape = (source_B.shape[0], settings.max_new_tokens)
-    if not settings.do_sample:
-        return torch.zeros(shape, dtype=torch.float64, device=source_B.device)
-    # A generator draws on its own device only; from a CPU's, every device gets the same rollouts.
-    device = source_B.device if generator is None else generator.device
-    uniform_BT = torch.rand(shape, dtype=torch.float64, generator=generator, device=device)
-    return uniform_BT.to(source_B.device)
 
 
 def _decode(

@@ -15,6 +15,7 @@ from podsrl.core.schedule import smallest_unit
 from podsrl.core.select import RULES
 from podsrl.core.selection import BUDGETS
 from podsrl.trl.behaviours_checks import check_behaviours
+from podsrl.trl.mixture_checks import check_mixture
 from podsrl.trl.needs import check_needs
 from podsrl.trl.objective_checks import check_objective
 from podsrl.trl.rounds_checks import check_rounds
@@ -55,6 +56,7 @@ def check_settings(config: "PODSConfig") -> None:
         _check_early_stop(config)
     check_rounds(config)
     check_behaviours(config)
+    check_mixture(config)
     if config.early_stop or config.sampling_rounds:
         _check_bounds(config)
 

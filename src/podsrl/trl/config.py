@@ -178,6 +178,10 @@ class PODSConfig(GRPOConfig):
             "bonus. Default: all n at `temperature`."
         },
     )
+    rollout_mixture: list[dict[str, str]] | str | None = field(
+        default=None, metadata={"help": "Models that write rollouts (docs/methods.md, collab)."}
+    )
+    rollout_mixture_share: float | None = left_out("Share of n that they write. Default: 1.")
     selection_rule: str = field(
         default="max_variance",
         metadata={"help": f"Rule that chooses the kept rollouts: {', '.join(RULES)}."},

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from podsrl.trl.behaviours_checks import read_behaviours
 from podsrl.trl.checks import settings_needing_all, why_dead_rows_matter
 from podsrl.trl.idle import DEFAULT_STEPS
+from podsrl.trl.mixture_checks import read_mixture
 from podsrl.trl.objective_checks import DEFAULT_BRANCHES, DEFAULT_REFERENCE_ROLLOUTS
 
 if TYPE_CHECKING:
@@ -20,9 +21,13 @@ def fill_in_defaults(config: "PODSConfig") -> None:
     if config.num_rollouts is None:
         config.num_rollouts = DEFAULT_ROLLOUTS_PER_KEPT * config.num_generations
     config.behaviours = read_behaviours(config.behaviours)
+    config.rollout_mixture = read_mixture(config.rollout_mixture)
+    if config.rollout_mixture is not None and config.rollout_mixture_share is None:
+        config.rollout_mixture_share = 1.0
     samples_more = config.num_rollouts > config.num_generations
     if config.fast_sampling is None:
-        config.fast_sampling = samples_more or config.behaviours is not None
+        others = (config.behaviours, config.rollout_mixture)
+        config.fast_sampling = samples_more or others != (None, None)
     config.packed_update = samples_more if config.packed_update is None else config.packed_update
     if config.skip_dead_rows is None:
         config.skip_dead_rows = config.packed_update and why_dead_rows_matter(config) is None

@@ -49,6 +49,8 @@ def record_metrics(host: GRPOTrainer, batch: GenerationBatch, stopping: Stopping
     values |= batch.metrics
     if host.behaviours is not None:
         values |= host.behaviours.metrics(selection)
+    if host.args.rollout_mixture:
+        values |= host.prompt_once.metrics(selection)
     if stopping is not None:
         values |= stopping.metrics(selection)
     metrics = host._metrics["train"]

@@ -16,6 +16,7 @@ from trl.trainer.utils import is_async_callable
 from podsrl.trl.behaviours_checks import num_followers
 from podsrl.trl.config import PODSConfig
 from podsrl.trl.followers import refuse_followers
+from podsrl.trl.mixture import refuse_mixture
 from podsrl.trl.reward_checks import refuse_group_rewards
 from podsrl.trl.sampling import settings_or_why_generate
 from podsrl.trl.token_kl import refuse_hidden
@@ -101,6 +102,8 @@ def refuse_trainer(host: GRPOTrainer) -> None:
         _refuse_behaviours_generate(host)
     if num_followers(host.args):
         refuse_followers(host)
+    if host.args.rollout_mixture:
+        refuse_mixture(host)
     _refuse_objective(host)
     refuse_group_rewards(host)
     tell_twin(host)
@@ -197,6 +200,8 @@ def _refuse_turns(args: PODSConfig, arguments: dict[str, Any]) -> None:
     reason = None
     if args.behaviours:
         reason = "behaviours says who samples a rollout by its place in the group"
+    elif args.rollout_mixture:
+        reason = "rollout_mixture writes one answer to one prompt"
     elif args.bmc_bridges:
         reason = "bmc_bridges goes on from the midst of a rollout, as of one turn"
     elif objective is not None and objective.needs_prefixes:

@@ -95,11 +95,7 @@ class PromptOnce:
         *,
         return_log_probs: bool,
     ) -> SampledRollouts:
-        # Equal rows are neighbours and share the reading of their prompt. The sampler takes one
-        # number of rollouts for all prompts, so groups of other sizes are cut into equal parts.
-        runs = [(ids, len(list(rows))) for ids, rows in itertools.groupby(prompt_ids)]
-        num_shared = math.gcd(*(count for _, count in runs))
-        prompts = [ids for ids, count in runs for _ in range(count // num_shared)]
+        prompts, num_shared = in_groups(prompt_ids)
         return sample(
             model,
             prompts,
@@ -109,6 +105,19 @@ class PromptOnce:
             monitor=monitor,
             return_log_probs=return_log_probs,
         )
+
+
+def in_groups(prompt_ids: list[list[int]]) -> tuple[list[list[int]], int]:
+    """The prompts to read, in the order of the rows, and how many rows each of them serves.
+
+    Equal rows are neighbours and share the reading of their prompt. A sampler takes one number of
+    rollouts for all prompts, so groups of other sizes are cut into equal parts.
+
+    Example: rows of prompts a, a, a, a, b, b are two rollouts of each of a, a and b.
+    """
+    runs = [(ids, len(list(rows))) for ids, rows in itertools.groupby(prompt_ids)]
+    num_shared = math.gcd(*(count for _, count in runs))
+    return [ids for ids, count in runs for _ in range(count // num_shared)], num_shared
 
 
 def settings_or_why_generate(host: GRPOTrainer) -> SamplingSettings | str:

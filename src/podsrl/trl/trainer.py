@@ -38,6 +38,7 @@ from podsrl.trl.clock import PhaseClock, StepClock, peak_memory_gib
 from podsrl.trl.dealing import deal
 from podsrl.trl.early_stop import Stopping
 from podsrl.trl.idle import GradientWatch
+from podsrl.trl.mixture import sampler_of
 from podsrl.trl.objective import ObjectiveStep
 from podsrl.trl.prompt_order import ResumableSampler
 from podsrl.trl.records import log_rollouts, record_metrics, use_advantages
@@ -46,7 +47,6 @@ from podsrl.trl.refill import Refilling
 from podsrl.trl.refusals import keyword_arguments, refuse_trainer
 from podsrl.trl.rounds import InRounds
 from podsrl.trl.sample_and_score import Prepared, SampleAndScore, groups_of
-from podsrl.trl.sampling import PromptOnce
 from podsrl.trl.seen import passes_of
 from podsrl.trl.token_kl import TokenDivergence
 from podsrl.trl.tool_calls import render_once
@@ -110,7 +110,7 @@ class PODSTrainer(GRPOTrainer):
         self.selector = selector_of(args, self.reward_weights)
         self.own_advantages = args.own_advantages() or args.budget == "pooled"
         engine = self.use_vllm or self.use_transformers_continuous_batching
-        self.prompt_once = PromptOnce(self) if args.fast_sampling and not engine else None
+        self.prompt_once = sampler_of(self) if args.fast_sampling and not engine else None
         self.behaviours = Behaviours(self) if args.behaviours else None
         self.stopping = Stopping(self) if args.early_stop else None
         sample = SampleAndScore(self, super()._generate, self.stopping)

@@ -44,6 +44,8 @@ class Objective:
             over all n rollouts of the row's prompt.
         any_policy: right for rollouts of any policy: it reads the log-probs of the one that
             sampled, extras["behaviour_log_probs"], or its optimum is the same whoever sampled.
+        needs_behaviour: reads extras["behaviour_log_probs"]: only those who can say how likely each
+            token was may sample.
         is_zero_without_advantage: a row of advantage 0 adds nothing to loss or gradient, whatever
             its log-probs.
         schedule: names of two of the options, which `function` does not receive: TRL's own loss for
@@ -66,6 +68,7 @@ class Objective:
     needs_prefixes: bool = False
     needs_accuracy: bool = False
     any_policy: bool = False
+    needs_behaviour: bool = False
     is_zero_without_advantage: bool = False
     schedule: tuple[str, str] | None = None
     policy_beta: str | None = None
@@ -106,6 +109,7 @@ OBJECTIVES: dict[str, Objective] = {
         needs_reference=False,
         needs_advantages=True,
         any_policy=True,
+        needs_behaviour=True,
         is_zero_without_advantage=True,
     ),
     "dpo": Objective(dpo, PAIRS, needs_whole_groups=True, any_policy=True),
