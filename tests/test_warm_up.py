@@ -95,3 +95,21 @@ def test_the_creeping_player_guesses_the_smallest_possible_number_every_second_t
     assert num_lowest / NUM_DRAWS == pytest.approx(0.518, abs=0.032)  # .5 + .5 / 27.5
     # Creeping alone finds 5 of 27.5 (.18), guessing at random .59; mixed, .36 of 20,000 simulated.
     assert num_found / NUM_DRAWS == pytest.approx(0.361, abs=0.032)
+
+
+@pytest.mark.parametrize(("teacher", "weak"), [("unsure-minus", 1), ("unsure-plus", 0)])
+def test_an_unsure_teacher_says_so_and_takes_one_sign_for_the_other(
+    teacher: str, weak: int
+) -> None:
+    # 4 + 3 is 7, or by the other sign 1; minus 9 from there, or by the other sign plus 9.
+    slips = random.Random(3)
+    question = "Compute: 4 + 3 - 9 ="
+    sign = warm_up.UNSURE[teacher]
+    told = [warm_up.unsure_answer(question, slips, sign) for _ in range(NUM_DRAWS)]
+    answers = [" 7 -2", " 7 16", " 7 well -2", " 7 well 16"]
+    if not weak:
+        answers = [" 7 -2", " 1 -8", " well 7 -2", " well 1 -8"]
+    # .3 x .9, .3 x .1, .7 x .05 and .7 x .95
+    for answer, share in zip(answers, (0.27, 0.03, 0.035, 0.665), strict=True):
+        assert told.count(answer) / NUM_DRAWS == pytest.approx(share, abs=0.032)
+    assert set(told) == set(answers)
