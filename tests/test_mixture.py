@@ -361,7 +361,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         model = make_model(seed=seed, max_position_embeddings=1024)
         model.save_pretrained(name)
         make_tokenizer().save_pretrained(name)
-        told = about(model=name, model_digest=model_digest(model), layer=1, at="prefix")
+        told = about(model=name, model_digest=model_digest(model), layers=[1], at="prefix")
         write_head(name, "good", told)
         write_head(name, "chance", replace(told, auroc_low=0.5))
         write_head(name, "prompt", replace(told, at="prompt"))

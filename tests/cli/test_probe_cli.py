@@ -1,6 +1,7 @@
 """podsrl probe on logged rollouts: what it writes and refuses, and its head as a reward."""
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -129,8 +130,25 @@ def text_run(tmp_path_factory: pytest.TempPathFactory, model: str) -> Path:
 def test_a_probe_of_answers_tells_those_of_one_prompt_apart(text_run: Path) -> None:
     found = json.loads((text_run / "probe-last.json").read_text())
     assert found["within"]["low"] > 0.95 and found["auroc"] > 0.95
-    assert found["layer"] == 1 and "completion tokens" in found["trivial"]
+    assert found["layers_read"] == [1] and "completion tokens" in found["trivial"]
     assert load_head(text_run / "probe-last.safetensors").about.within_low > 0.95
+
+
+@pytest.mark.parametrize("kind", ["bradley_terry", "gated"])
+def test_a_head_of_pairs_is_written_beside_and_told_of_answers_to_one_question(
+    text_run: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--at", "last", "--head", kind, "--prompts", "80", "--rollouts", "4"]
+    assert main(["probe", str(text_run), *words]) == 0
+    found = json.loads((text_run / f"probe-last-{kind}.json").read_text())
+    head = load_head(text_run / f"probe-last-{kind}.safetensors")
+    assert head.about.kind == kind and head.about.layers == found["layers_read"]
+    assert len(found["layers_read"]) == (2 if kind == "gated" else 1)
+    # What it is held to are pairs of one question, on which features of the question say nothing.
+    assert found["auroc"] == found["within"]["value"] > 0.95
+    assert set(found["trivial"]) == {"completion tokens"} and found["log_loss"] < 0.5
+    assert found["log_loss_constant"] == pytest.approx(math.log(2), abs=1e-4)
+    assert "of two rollouts of one prompt" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_head_is_a_reward_and_never_the_accuracy(text_run: Path) -> None:
@@ -202,6 +220,8 @@ def test_questions_of_a_script_are_put_bare(tmp_path: Path, model: str) -> None:
         (["--layers", "1,x"], "--layers is '1,x': write numbers"),
         (["--layers", "3"], "must be one or more from 1 to 2"),
         (["--reward", "format"], "--reward is format, but"),
+        (["--head", "gated"], "--head gated compares two answers to one question, but --at is"),
+        (["--head", "gated", "--at", "last", "--layers", "1"], "a gate weighs layers, and there"),
         (["--steps", "a"], "--steps is 'a'"),
         (["--model", "no/such/folder"], "does not exist"),
         (["--prompts", "30"], "are 10 held out, but it takes 20"),

@@ -9,7 +9,7 @@ def about(**changes: Any) -> About:
     values: dict[str, Any] = {
         "model": "tiny",
         "model_digest": "0",
-        "layer": 2,
+        "layers": [2],
         "num_layers": 2,
         "at": "last",
         "kind": "logistic",

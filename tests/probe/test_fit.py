@@ -5,7 +5,7 @@ import pytest
 
 from podsrl.probe import fit as fit_module
 from podsrl.probe.auroc import Items
-from podsrl.probe.fit import choose, fit, log_loss, of
+from podsrl.probe.fit import Fitted, choose, fit, log_loss, of
 from podsrl.probe.measure import measure
 from podsrl.probe.trivial import trivial_features
 
@@ -60,7 +60,8 @@ def known(num_prompts: int, *, seed: int, signal: float = 3.0) -> tuple[np.ndarr
 def test_the_layer_that_knows_is_chosen() -> None:
     features_KDH, items = known(80, seed=2)
     choice = choose(features_KDH, items, seed=0)
-    assert choice.place == 1 and choice.losses_D[1] < choice.losses_D[0] - 0.1
+    assert choice.places == [1] and choice.losses_D[1] < choice.losses_D[0] - 0.1
+    assert isinstance(choice.fitted, Fitted)
     direction_H = choice.fitted.weight_H / np.abs(choice.fitted.weight_H).max()
     assert direction_H[0] == 1 and np.abs(direction_H[1:]).max() < 0.3
 

@@ -33,7 +33,7 @@ def test_a_head_comes_back_as_it_was_written(tmp_path: Path) -> None:
     head = Head(torch.randn(32, generator=torch.Generator().manual_seed(0)), -1.25, about())
     save_head(tmp_path / "new" / "head.safetensors", head)
     found = load_head(tmp_path / "new" / "head.safetensors")
-    assert torch.equal(found.weight_H, head.weight_H) and found.bias == head.bias
+    assert torch.equal(found.weight, head.weight) and found.bias == head.bias
     assert found.about == head.about
 
 

@@ -44,7 +44,7 @@ def write_head(tiny_folder: str, tmp_path: Path) -> WriteHead:
         told = about(
             model=tiny_folder,
             model_digest=model_digest(make_model()),
-            layer=1,
+            layers=[1],
             at="prompt",
             within_low=None,
         )

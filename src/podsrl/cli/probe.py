@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from podsrl.cli.parser import VerbParser, errors_in_one_line
 from podsrl.models import DTYPES, load_to_read, load_tokenizer, resolve_model
-from podsrl.probe import PLACES
+from podsrl.probe import HEADS, PLACES
 
 if TYPE_CHECKING:
     from podsrl.runs.probing import Steps
@@ -18,6 +18,9 @@ Fit a head on a model's hidden states that predicts whether a rollout is right, 
 that a run has logged: at the prompt's last token, before anything is sampled, at a completion's
 last, or all along it.
 
+--head bradley_terry fits it on pairs of rollouts of one question, a right one over a wrong one, and
+gated one for each layer with a gate that weighs them: for telling answers apart, and nothing else.
+
 A third of the prompts is held out, with all their rollouts.  On them the head's AUROC (the chance
 that it ranks a right rollout above a wrong one; .5 is chance) stands beside features that need no
 model: lengths, counts, the numbers in the question.  A head whose 95 % interval holds .5 is not
@@ -26,6 +29,7 @@ EXAMPLES = """\
 examples:
   podsrl probe runs/my-run                             which prompts are hard, before sampling
   podsrl probe runs/my-run --at last                   which answers are right
+  podsrl probe runs/my-run --at last --head gated      the better of two answers, by all layers
   podsrl probe runs/my-run --at prefix                 how promising an answer is half way
   podsrl probe runs/my-run --model smollm2-135m --steps :20    of the model as it began
   podsrl train recipe.yaml --reward_funcs correctness probe:runs/my-run/probe-last.safetensors
@@ -33,7 +37,8 @@ examples:
 The states are those of the run's model as it ended (RUN/model), or of --model; the rollouts those
 of all its steps, or of --steps.  A run with learning_rate 0 logs rollouts of one and the same
 model.  Writes probe-PLACE.safetensors, the head, and probe-PLACE.json, all figures, into the run
-folder.  Exit status: 0 for a head, 1 for none, 2 for a mistake.  docs/probe.md has the rest."""
+folder, probe-PLACE-HEAD for another --head.  Exit status: 0 for a head, 1 for none, 2 for a
+mistake.  docs/probe.md has the rest."""
 FRACTIONS_OF_DEPTH = (0.25, 0.5, 0.75, 1.0)
 
 
@@ -52,7 +57,7 @@ def main(argv: list[str] | None) -> int:
     need("sklearn", "podsrl probe")
     started = time.monotonic()
     content, head = _fitted(options, Console())
-    output = Path(options.output) if options.output else Path(options.run) / f"probe-{options.at}"
+    output = Path(options.output) if options.output else _default_output(options)
     path = output.with_suffix(".safetensors")
     written = not head.about.is_chance
     if written:
@@ -70,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("run", metavar="RUN_FOLDER", help="folder of a run that logged its rollouts")
     add("--at", choices=PLACES, default="prompt", help="where states are taken: %(default)s, ...")
+    add("--head", choices=HEADS, default=HEADS[0], help="how it is fitted (default: %(default)s)")
     add("--model", help="whose states (default: RUN_FOLDER/model, else what the run began with)")
     add("--layers", metavar="8,14", help="tried, from 1 (default: four, over the depth)")
     add("--reward", metavar="NAME", help="right is a 1 of this reward (default: the run's first)")
@@ -82,6 +88,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--dtype", choices=DTYPES, help="default: bfloat16 on CUDA, else float32")
     add("--output", metavar="FILE", help="default: probe-PLACE in the run folder, two files")
     return parser
+
+
+def _default_output(options: argparse.Namespace) -> Path:
+    kind = "" if options.head == HEADS[0] else f"-{options.head}"
+    return Path(options.run) / f"probe-{options.at}{kind}"
 
 
 def _fitted(options: argparse.Namespace, console: Any) -> tuple[dict[str, Any], Any]:
@@ -110,6 +121,7 @@ def _fitted(options: argparse.Namespace, console: Any) -> tuple[dict[str, Any], 
             logged,
             at=options.at,
             layers=layers,
+            kind=options.head,
             seed=options.seed,
             batch_size=options.batch_size,
             frac_held_out=options.held_out,
@@ -120,11 +132,12 @@ def _fitted(options: argparse.Namespace, console: Any) -> tuple[dict[str, Any], 
         "model": name,
         "model_digest": head.about.model_digest,
         "at": options.at,
+        "kind": options.head,
         "label": logged.label,
         "steps": options.steps,
         "seed": options.seed,
         "layers": layers,
-        "layer": head.about.layer,
+        "layers_read": head.about.layers,
         "num_layers": head.about.num_layers,
         "num_rollouts": sum(len(each.texts) for each in logged.prompts),
         "num_without_reward": logged.num_without_reward,
@@ -141,6 +154,11 @@ def _check(options: argparse.Namespace, log: Path) -> None:
     for name in ("prompts", "rollouts", "batch_size"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name} is {getattr(options, name)}: give 1 or more")
+    if options.head != HEADS[0] and options.at != PLACES[1]:
+        raise ValueError(
+            f"--head {options.head} compares two answers to one question, but --at is {options.at}:"
+            f" give --at {PLACES[1]}, or --head {HEADS[0]}"
+        )
     if options.model:
         resolve_model(options.model)
 
@@ -184,13 +202,17 @@ def _print(content: dict[str, Any], console: Any) -> None:
     title = f"{content['label']}, from states at {content['at']}"
     held_out, fitted = content["num_prompts_held_out"], content["num_prompts_fitted"]
     caption = f"{held_out} held-out prompts; fitted on {fitted} others"
+    probe = {"value": content["auroc"], "low": content["low"], "high": content["high"]}
+    read = content["layers_read"]
+    layers = f"layer{'s' if len(read) > 1 else ''} {', '.join(map(str, read))}"
+    rows = {f"the probe, {layers} of {content['num_layers']}": probe}
+    if content["kind"] != HEADS[0]:
+        title += ", of two rollouts of one prompt"
+    elif "within" in content:
+        rows["  among rollouts of one prompt"] = content["within"]
     table = Table(title=title, caption=caption)
     for column in ("AUROC of", "value", "95 % interval"):
         table.add_column(column, justify="left" if column == "AUROC of" else "right")
-    probe = {"value": content["auroc"], "low": content["low"], "high": content["high"]}
-    layer = f"layer {content['layer']} of {content['num_layers']}"
-    rows = {f"the probe, {layer}": probe}
-    rows |= {"  among rollouts of one prompt": content["within"]} if "within" in content else {}
     alone = sorted(content["trivial"].items(), key=lambda each: -each[1]["value"])
     rows |= {("minus " if each["sign"] < 0 else "") + name: each for name, each in alone}
     if "together" in content:
@@ -206,9 +228,10 @@ def _print(content: dict[str, Any], console: Any) -> None:
 
 
 def _lines(content: dict[str, Any]) -> list[str]:
+    other = "the mean alone" if content["kind"] == HEADS[0] else "chance"
     lines = [
-        f"{100 * content['frac_right']:.1f} % right; log-loss {content['log_loss']:.3f}, of the "
-        f"mean alone {content['log_loss_constant']:.3f}; states of {content['model']}"
+        f"{100 * content['frac_right']:.1f} % right; log-loss {content['log_loss']:.3f}, of "
+        f"{other} {content['log_loss_constant']:.3f}; states of {content['model']}"
     ]
     if content["num_without_reward"]:
         lines.append(f"{content['num_without_reward']} rollouts without a reward were left out")

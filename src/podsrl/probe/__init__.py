@@ -2,3 +2,6 @@
 
 # Where states are taken; see `podsrl.probe.head.About.at`.
 PLACES = ("prompt", "last", "prefix")
+
+# How a head is fitted; the keys of `podsrl.probe.measure.KINDS`, which need scikit-learn.
+HEADS = ("logistic", "bradley_terry", "gated")

@@ -4,7 +4,9 @@ Shape letters: K items (prompts, rollouts or places in them), D layers, H hidden
 of features.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -17,6 +19,17 @@ STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 LEAST_OF_A_KIND = NUM_FOLDS
 """Prompts with a right rollout, and with a wrong one, that a fit takes: one for each fold."""
 _FLOOR = 1e-12
+
+
+class TooFew(ValueError):
+    """There are too few prompts, or prompts of a kind, to fit a head and measure it."""
+
+
+class Scorer(Protocol):
+    """What a fit gives: the log-odds of success of items, of their features."""
+
+    def log_odds(self, features: np.ndarray) -> np.ndarray:
+        """Of each item, float64 (K,)."""
 
 
 @dataclass(frozen=True)
@@ -32,37 +45,79 @@ class Fitted:
         return found_K
 
 
+Fit = Callable[[np.ndarray, Items, float], Scorer]
+Loss = Callable[[Scorer, np.ndarray, Items], float]
+
+
 @dataclass(frozen=True)
 class Choice:
     """The best of several layers and strengths, and what all of them reached."""
 
-    fitted: Fitted
-    place: int
-    """Which of the layers, from 0."""
+    fitted: Scorer
+    places: list[int]
+    """Which of the layers it reads, from 0; one, unless a gate weighs several."""
     strength: float
     losses_D: list[float]
-    """Log-loss of each layer on prompts that it was not fitted on, at its best strength."""
+    """Loss of each layer on prompts that it was not fitted on, at its best strength; one for all
+    layers where a gate weighs them."""
+
+    def log_odds(self, features_KDH: np.ndarray) -> np.ndarray:
+        """Of each item, float64 (K,), of its features at all layers that were tried."""
+        return self.fitted.log_odds(read(features_KDH, self.places))
+
+
+def read(features_KDH: np.ndarray, places: list[int]) -> np.ndarray:
+    """What a fit takes: features (K, H) of one layer, (K, D, H) of several."""
+    return features_KDH[:, places[0]] if len(places) == 1 else features_KDH[:, places]
 
 
 def choose(features_KDH: np.ndarray, items: Items, *, seed: int) -> Choice:
     """Return the head of the layer and strength with the least log-loss over folds of prompts.
 
+    Arguments and result are those of `best_of`.
+    """
+    return best_of(features_KDH, items, each_alone(features_KDH), fit, log_loss, seed=seed)
+
+
+def best_of(
+    features_KDH: np.ndarray,
+    items: Items,
+    candidates: list[list[int]],
+    fit_one: Fit,
+    loss: Loss,
+    *,
+    seed: int,
+) -> Choice:
+    """Return the fit of the candidate and strength with the least loss over folds of prompts.
+
     A prompt is in one fold with all its items, so that none is predicted by a fit that has seen it.
     Folds hold alike shares of success. The winner is fitted again to all items: how good it is must
     be measured on yet other prompts.
 
-    Raises `ValueError` with fewer than `LEAST_OF_A_KIND` prompts of either kind.
+    candidates: places of the layers that one head reads.
+
+    Raises `TooFew`, a `ValueError`, with fewer than `LEAST_OF_A_KIND` prompts of either kind.
     """
     fold_K = _folds(items, seed)[items.prompt_K]
     tried = [
-        (_loss_over_folds(features_KDH[:, place], items, fold_K, strength), place, strength)
-        for place in range(features_KDH.shape[1])
+        (
+            _loss_over_folds(read(features_KDH, places), items, fold_K, strength, fit_one, loss),
+            number,
+            strength,
+        )
+        for number, places in enumerate(candidates)
         for strength in STRENGTHS
     ]
-    _, place, strength = min(tried)
-    num_layers = features_KDH.shape[1]
-    losses_D = [min(each[0] for each in tried if each[1] == i) for i in range(num_layers)]
-    return Choice(fit(features_KDH[:, place], items, strength), place, strength, losses_D)
+    _, number, strength = min(tried)
+    losses_D = [min(each[0] for each in tried if each[1] == i) for i in range(len(candidates))]
+    places = candidates[number]
+    fitted = fit_one(read(features_KDH, places), items, strength)
+    return Choice(fitted, places, strength, losses_D)
+
+
+def each_alone(features_KDH: np.ndarray) -> list[list[int]]:
+    """The candidates of `best_of` where a head reads one layer."""
+    return [[place] for place in range(features_KDH.shape[1])]
 
 
 def fit(features_KH: np.ndarray, items: Items, strength: float) -> Fitted:
@@ -75,9 +130,7 @@ def fit(features_KH: np.ndarray, items: Items, strength: float) -> Fitted:
     """
     from sklearn.linear_model import LogisticRegression
 
-    mean_H, std_H = features_KH.mean(0), features_KH.std(0)
-    scale_H = np.where(std_H > _FLOOR * np.maximum(1, np.abs(mean_H)), std_H, np.inf)
-    scaled_KH = (features_KH - mean_H) / scale_H
+    scaled_KH, mean_H, scale_H = standardised(features_KH)
     model = LogisticRegression(C=strength, max_iter=1000)
     weight = np.concatenate([items.right_K, items.wrong_K])
     label = np.repeat([1, 0], len(items.right_K))
@@ -88,7 +141,17 @@ def fit(features_KH: np.ndarray, items: Items, strength: float) -> Fitted:
     return Fitted(weight_H, float(model.intercept_[0] - weight_H @ mean_H))
 
 
-def log_loss(fitted: Fitted, features_KH: np.ndarray, items: Items) -> float:
+def standardised(features: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features with mean 0 and deviation 1 over the items, these means, and these deviations.
+
+    A constant feature is 0 everywhere, and its deviation infinite.
+    """
+    mean, std = features.mean(0), features.std(0)
+    scale = np.where(std > _FLOOR * np.maximum(1, np.abs(mean)), std, np.inf)
+    return (features - mean) / scale, mean, scale
+
+
+def log_loss(fitted: Scorer, features_KH: np.ndarray, items: Items) -> float:
     """Return the mean over prompts of -log of what was predicted for what came."""
     odds_K = fitted.log_odds(features_KH)
     losses_K = items.right_K * np.logaddexp(0, -odds_K) + items.wrong_K * np.logaddexp(0, odds_K)
@@ -102,11 +165,11 @@ def of(items: Items, is_chosen_K: np.ndarray) -> Items:
 
 
 def check_kinds(items: Items, what: str) -> None:
-    """Raise `ValueError` unless enough prompts have a right rollout, and enough a wrong one."""
+    """Raise `TooFew` unless enough prompts have a right rollout, and enough a wrong one."""
     for kind, weight_K in (("right", items.right_K), ("wrong", items.wrong_K)):
         num = len(np.unique(items.prompt_K[weight_K > 0]))
         if num < LEAST_OF_A_KIND:
-            raise ValueError(
+            raise TooFew(
                 f"only {num} of the {items.num_prompts} {what} have a {kind} rollout: it takes "
                 f"{LEAST_OF_A_KIND} to fit a probe; log more prompts, or easier or harder ones"
             )
@@ -124,13 +187,18 @@ def _folds(items: Items, seed: int) -> np.ndarray:
 
 
 def _loss_over_folds(
-    features_KH: np.ndarray, items: Items, fold_K: np.ndarray, strength: float
+    features: np.ndarray,
+    items: Items,
+    fold_K: np.ndarray,
+    strength: float,
+    fit_one: Fit,
+    loss: Loss,
 ) -> float:
     losses, sizes = [], []
     for fold in range(NUM_FOLDS):
         is_out_K = fold_K == fold
-        fitted = fit(features_KH[~is_out_K], of(items, ~is_out_K), strength)
+        fitted = fit_one(features[~is_out_K], of(items, ~is_out_K), strength)
         held_out = of(items, is_out_K)
-        losses.append(log_loss(fitted, features_KH[is_out_K], held_out))
+        losses.append(loss(fitted, features[is_out_K], held_out))
         sizes.append(held_out.num_prompts)
     return float(np.average(losses, weights=sizes))

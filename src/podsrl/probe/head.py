@@ -1,11 +1,12 @@
-"""A linear head on the hidden states of one layer of a model: hidden state -> chance of success.
+"""A linear head on the hidden states of a model: hidden state -> chance of success.
 
-A head is a safetensors file of a weight and a bias; its metadata say of which model and layer it
-is, where in a text it was fitted, and how well it tells right from wrong on prompts that it was
-not fitted on. A head whose interval there holds .5 is no better than chance and is refused
-everywhere. No head says what is right: accuracies never come from one.
+It reads one layer, or several whose heads a gate weighs. A head is a safetensors file of weights
+and biases; its metadata say of which model and layers it is, where in a text it was fitted, and how
+well it tells right from wrong on prompts that it was not fitted on. A head whose interval there
+holds .5 is no better than chance and is refused everywhere. No head says what is right: accuracies
+never come from one.
 
-Shape letter: H hidden size.
+Shape letters: H hidden size, D layers.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-FORMAT = "podsrl-probe-1"
+FORMAT = "podsrl-probe-2"
 CHANCE = 0.5
 PREFIX = "prefix"
 """Where a head must have been fitted that values answers as they are written."""
@@ -34,19 +35,21 @@ class About:
     """Name or folder of the model whose states it reads."""
     model_digest: str
     """`model_digest` of that model."""
-    layer: int
-    """From 1: the states behind this decoder layer, before the model's last norm."""
+    layers: list[int]
+    """From 1: the states behind these decoder layers, before the model's last norm. One, unless
+    the head is `gated`."""
     num_layers: int
     """Decoder layers of the model."""
     at: str
     """Where the states were taken that it was fitted on: at the `prompt`'s last token, at the
     `last` token of a completion, or at tokens all along it (`prefix`)."""
     kind: str
-    """How it was fitted: `logistic`."""
+    """How it was fitted, a key of `podsrl.probe.measure.KINDS`."""
     label: str
     """What it predicts, such as "correctness >= 1"."""
     auroc: float
-    """Chance that it ranks a right rollout above a wrong one, on held-out prompts."""
+    """Chance that it ranks a right rollout above a wrong one, on held-out prompts; above one of
+    the same prompt where it was fitted on such pairs."""
     auroc_low: float
     """Lower end of the 95 % interval over held-out prompts."""
     auroc_high: float
@@ -54,6 +57,12 @@ class About:
     num_prompts_held_out: int
     within_low: float | None
     """`auroc_low` over pairs of rollouts of one prompt; None for a head at the prompt."""
+
+    @property
+    def layer(self) -> int:
+        """The layer of a head that reads one."""
+        (layer,) = self.layers
+        return layer
 
     @property
     def is_chance(self) -> bool:
@@ -68,32 +77,63 @@ class About:
 
 @dataclass(frozen=True)
 class Head:
-    """p = sigmoid(weight . h + bias) of a hidden state h."""
+    """p = sigmoid(weight . h + bias) of a hidden state h; of several layers' states, gated.
 
-    weight_H: Tensor
-    bias: float
+    The gate of Representation-based Reward Modeling (arXiv 2503.10093; second-hand, from its code):
+    s_l = weight_l . h_l + bias_l of each layer, and sum_l sigmoid((gate s)_l) s_l in their place.
+    """
+
+    weight: Tensor
+    """(H,), or (D, H) where there is a gate."""
+    bias: float | Tensor
+    """A number, or (D,)."""
     about: About
+    gate_DD: Tensor | None = None
+
+    def log_odds(self, states: Tensor) -> Tensor:
+        """Return log p / (1 - p) of each state, float32 (...); arguments are those of `score`.
+
+        The difference of two rollouts of one prompt is the log-odds that the first is the better,
+        which is all that a head fitted on pairs is fitted for.
+
+        Example: weight (1, -1), bias 0.5 and states (2, 2), (3, 1) give 0.5 and 2.5.
+        """
+        shape = self.weight.shape
+        if states.shape[-len(shape) :] != shape:
+            raise ValueError(
+                f"states have {' x '.join(map(str, states.shape[-len(shape) :]))} numbers, but the "
+                f"head reads {' x '.join(map(str, shape))}: it is of layers "
+                f"{', '.join(map(str, self.about.layers))} of {self.about.model}"
+            )
+        here = self.to(states.device)
+        if here.gate_DD is None:
+            return states.float() @ here.weight + here.bias
+        of_layers_D = (states.float() * here.weight).sum(-1) + here.bias
+        return (torch.sigmoid(of_layers_D @ here.gate_DD.T) * of_layers_D).sum(-1)
 
     def score(self, states: Tensor) -> Tensor:
         """Return the predicted chance of success of each state, float32 (...) of (..., H).
 
         states: of layer `about.layer` (`podsrl.sampling.tap`), of any precision and on any device;
-            the weight follows them (see `to`).
+            the weight follows them (see `to`). With a gate (..., D, H), of `about.layers`.
 
         Raises `ValueError` for states of another size.
 
         Example: weight (1, -1), bias 0 and state (2, 2) give sigmoid(0) = 0.5.
         """
-        if states.shape[-1] != len(self.weight_H):
-            raise ValueError(
-                f"states have {states.shape[-1]} numbers, but the head reads {len(self.weight_H)}: "
-                f"it is of layer {self.about.layer} of {self.about.model}"
-            )
-        return torch.sigmoid(states.float() @ self.weight_H.to(states.device) + self.bias)
+        return torch.sigmoid(self.log_odds(states))
+
+    def of_layers(self, states: Tensor) -> Tensor:
+        """What `score` takes, of states (..., D, H) of all of `about.layers`."""
+        return states.squeeze(-2) if self.gate_DD is None else states
 
     def to(self, device: torch.device | str) -> "Head":
         """The head with its weight there, where many small calls are to come."""
-        return replace(self, weight_H=self.weight_H.to(device))
+        bias, gate_DD = self.bias, self.gate_DD
+        if gate_DD is not None:
+            assert isinstance(bias, Tensor)
+            bias, gate_DD = bias.to(device), gate_DD.to(device)
+        return replace(self, weight=self.weight.to(device), bias=bias, gate_DD=gate_DD)
 
     def check(self, model: nn.Module) -> None:
         """Raise `ValueError` unless this is the model on whose states the head was fitted."""
@@ -107,7 +147,10 @@ class Head:
 def save_head(path: Path | str, head: Head) -> None:
     """Write the head; `ValueError` for one that is no better than chance."""
     _refuse_chance(head.about, "not written")
-    tensors = {"weight": head.weight_H.float().cpu().contiguous(), "bias": torch.tensor(head.bias)}
+    tensors = {"weight": head.weight, "bias": torch.as_tensor(head.bias)}
+    if head.gate_DD is not None:
+        tensors["gate"] = head.gate_DD
+    tensors = {name: each.float().cpu().contiguous() for name, each in tensors.items()}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, metadata={"format": FORMAT, "about": json.dumps(asdict(head.about))})
 
@@ -132,7 +175,8 @@ def load_head(path: Path | str) -> Head:
     told = json.loads(metadata["about"])
     about = About(**{each.name: told[each.name] for each in fields(About)})
     _refuse_chance(about, f"{path} is refused")
-    return Head(tensors["weight"], tensors["bias"].item(), about)
+    bias = tensors["bias"]
+    return Head(tensors["weight"], bias if bias.ndim else bias.item(), about, tensors.get("gate"))
 
 
 def load_prefix_heads(paths: Sequence[str]) -> list[Head]:

@@ -24,8 +24,7 @@ def probe_reward(path: str) -> RewardFunction:
     rollouts of one prompt, and for a model that cannot be found; with the first call for a model
     that has changed since.
     """
-    head = load_head(path)
-    _refuse_useless(path, head)
+    head = answer_head(path, f"probe:{path}")
     resolve_model(head.about.model)
     read = functools.cache(lambda: _reader(head))
 
@@ -35,18 +34,26 @@ def probe_reward(path: str) -> RewardFunction:
     return probe
 
 
-def _refuse_useless(path: str, head: Head) -> None:
+def answer_head(path: str, told: str) -> Head:
+    """Return a head that tells answers to one question apart.
+
+    told: how errors call it.
+
+    Raises `ValueError` as `probe_reward` does for a head.
+    """
+    head = load_head(path)
     about = head.about
     if about.at == "prompt":
         raise ValueError(
-            f"probe:{path} was fitted at the prompt and gives all rollouts of a prompt the same: "
+            f"{told} was fitted at the prompt and gives all rollouts of a prompt the same: "
             "fit one with podsrl probe --at last"
         )
     if not about.tells_within:
         raise ValueError(
-            f"probe:{path} tells hard prompts from easy ones, but not right from wrong among the "
+            f"{told} tells hard prompts from easy ones, but not right from wrong among the "
             f"rollouts of one prompt: the interval of its AUROC there begins at {about.within_low}"
         )
+    return head
 
 
 def _reader(head: Head) -> Callable[[Sequence[Any], Sequence[str]], list[float]]:
@@ -66,8 +73,8 @@ def _reader(head: Head) -> Callable[[Sequence[Any], Sequence[str]], list[float]]
         begin_ids = tokenizer(begins, add_special_tokens=False)["input_ids"]
         text_ids = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
         ids = [begin + text for begin, text in zip(begin_ids, text_ids, strict=True)]
-        states_BDH = states_at(model, ids, layers=[head.about.layer])
-        scores: list[float] = head.score(states_BDH[:, 0]).tolist()
+        states_BDH = states_at(model, ids, layers=head.about.layers)
+        scores: list[float] = head.score(head.of_layers(states_BDH)).tolist()
         return scores
 
     return read

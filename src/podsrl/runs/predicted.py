@@ -85,8 +85,8 @@ def predicted(
     states_PDH = states_at(
         model,
         tokenizer(texts, add_special_tokens=False)["input_ids"],
-        layers=[head.about.layer],
+        layers=head.about.layers,
         report=counted(report, len(rows)),
     )
-    chances: list[float] = head.score(states_PDH[:, 0]).tolist()
+    chances: list[float] = head.score(head.of_layers(states_PDH)).tolist()
     return chances

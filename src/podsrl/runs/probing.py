@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from podsrl.probe.auroc import Items
 from podsrl.probe.head import About, Head, model_digest
 from podsrl.probe.measure import FRAC_HELD_OUT, Measured, measure
+from podsrl.probe.pairs import head_of
 from podsrl.probe.trivial import trivial_features
 from podsrl.runs.folder import FROM_PYTHON, read_json
 from podsrl.runs.rollout_log import read_rollouts
@@ -188,6 +189,7 @@ def fit_probe(
     *,
     at: str,
     layers: Sequence[int],
+    kind: str = "logistic",
     seed: int,
     batch_size: int,
     frac_held_out: float = FRAC_HELD_OUT,
@@ -212,16 +214,17 @@ def fit_probe(
         _items(logged, places),
         [_trivial(each, place, at) for each in places for place in each.at],
         seed=seed,
+        kind=kind,
         frac_held_out=frac_held_out,
     )
     figures = found.figures
     about = About(
         model=name,
         model_digest=model_digest(model),
-        layer=layers[found.place],
+        layers=[layers[place] for place in found.choice.places],
         num_layers=len(decoder_layers(model)),
         at=at,
-        kind="logistic",
+        kind=kind,
         label=logged.label,
         auroc=figures["auroc"],
         auroc_low=figures["low"],
@@ -230,10 +233,7 @@ def fit_probe(
         num_prompts_held_out=figures["num_prompts_held_out"],
         within_low=figures["within"]["low"] if "within" in figures else None,
     )
-    import torch
-
-    weight_H = torch.from_numpy(found.fitted.weight_H).float()
-    return Head(weight_H, found.fitted.bias, about), found
+    return head_of(found.choice.fitted, about), found
 
 
 def _items(logged: Logged, places: Sequence[Places]) -> Items:
