@@ -25,7 +25,7 @@ PROBE = "probe:"
 """Begins a reward that is a head, named by its file."""
 REFERENCES = ("reward_funcs", "plugins")
 """Settings that are lists of references."""
-DATA = ("dataset_name", "datasets", "test_datasets", "prompt_probe")
+DATA = ("dataset_name", "datasets", "test_datasets", "prompt_probe", "rbrm_head")
 """Settings that name data, or a head, where it is local by its path."""
 
 

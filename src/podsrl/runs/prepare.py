@@ -11,6 +11,7 @@ from trl import ModelConfig
 from podsrl.extras import need
 from podsrl.models import resolve_model
 from podsrl.plugins import PROBE, digests
+from podsrl.probe.reward import answer_head
 from podsrl.runs.callbacks import is_of_worker
 from podsrl.runs.changes import ENDS, FIXED, Changes, changed_settings, fingerprints, told
 from podsrl.runs.checkpoints import (
@@ -69,7 +70,7 @@ class Run:
     @property
     def origin(self) -> dict[str, Any]:
         """What its checkpoints say they were made of: digests of the questions and of own code."""
-        return {"questions": fingerprints(self.rows)[0], "own_code": own_code(self.arguments)}
+        return {"questions": fingerprints(self.rows)[0], "own_code": own_code(self)}
 
 
 def prepare_run(
@@ -154,6 +155,8 @@ def check_options(arguments: RunArguments, config: PODSConfig, model_config: Mod
         )
     if arguments.prompt_probe is not None:
         prompt_head(arguments.prompt_probe)
+    if config.rbrm_head is not None:
+        answer_head(config.rbrm_head, f"rbrm_head {config.rbrm_head}")
     arguments.model = model_config.model_name_or_path or arguments.model
     resolve_model(arguments.model)
 
@@ -174,11 +177,12 @@ def load_questions(arguments: RunArguments, seed: int) -> tuple[Task, list[dict[
     return task, rows
 
 
-def own_code(arguments: RunArguments) -> dict[str, str]:
+def own_code(run: Run) -> dict[str, str]:
     """The user's files that a run is made with, by name, and their digests."""
+    arguments = run.arguments
     references = [*(arguments.reward_funcs or ()), *(arguments.plugins or ())]
-    probe = PROBE + arguments.prompt_probe if arguments.prompt_probe else ""
-    return digests([*references, arguments.grader or "", probe])
+    heads = [PROBE + each for each in (arguments.prompt_probe, run.config.rbrm_head) if each]
+    return digests([*references, arguments.grader or "", *heads])
 
 
 @dataclass
@@ -275,7 +279,7 @@ def _other_circumstances(run: Run, checkpoint: Path) -> Changes:
     if questions is not None and questions not in (found := fingerprints(run.rows)):
         changes["questions (SHA-256)"] = [questions[:8], found[0][:8]]
     code = read_manifest(checkpoint).get("own_code") or {}
-    for name, digest in own_code(run.arguments).items():
+    for name, digest in own_code(run).items():
         if name in code and code[name] != digest:
             changes[f"{name} (SHA-256)"] = [code[name][:8], digest[:8]]
     return changes

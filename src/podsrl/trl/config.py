@@ -70,10 +70,7 @@ class PODSConfig(GRPOConfig):
     )
     krpo_innovation: bool = field(
         default=False,
-        metadata={
-            "help": "advantage='krpo': compare a reward with the estimate from before it was read, "
-            "instead of, as published, after."
-        },
+        metadata={"help": "advantage='krpo': compare with the estimate before a reward, not after."},
     )
 
     # Options of objectives over pairs; None takes the objective's own value.
@@ -93,8 +90,13 @@ class PODSConfig(GRPOConfig):
         "differs, for a better one that differs less. Default: 0."
     )
     rbrm_alpha: float | None = left_out(
-        "objective='rbrm': confidence in a pair is sigmoid(rbrm_alpha x difference of "
-        "its rewards). Default: 7.5."
+        "objective='rbrm': log-odds of a pair per unit of reward. Default: 7.5; 0 with rbrm_head."
+    )
+    rbrm_head: str | None = left_out(
+        "objective='rbrm': head of podsrl probe whose log-odds are added. Default: none."
+    )
+    rbrm_refresh_steps: int | None = left_out(
+        "rbrm_head: it is fitted anew every so many steps, to their rollouts. Default: never."
     )
     sdpo_segment: str | None = left_out(
         "objective='sdpo': turns that are compared: 'value_drop', from the turn over which sampled "

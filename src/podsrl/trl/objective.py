@@ -19,6 +19,7 @@ from podsrl.core.verdicts import failed_check, verdicts
 from podsrl.trl.batch import TOOL_MASK, GenerationBatch, Rollouts
 from podsrl.trl.behaviours import Behaviours
 from podsrl.trl.dealing import BEHAVIOUR, FOLLOWER_ADVANTAGES, GROUP, REWARDS
+from podsrl.trl.head import RolloutHead
 from podsrl.trl.objective_checks import places_of_checks
 from podsrl.trl.prefixes import PrefixRewards
 from podsrl.trl.reference import ReferenceRewards
@@ -33,6 +34,7 @@ ACCURACY = "objective_accuracy"
 REFERENCE_HIDDEN = "objective_reference_hidden"
 SEGMENTS = ("segment_pair", "segment_first", "segment_num")  # as branches.py makes them
 PREFIX_REWARDS = "objective_prefix_rewards"
+HEAD = "objective_head_log_odds"
 
 
 def trained_tokens(inputs: dict[str, Any]) -> Tensor:
@@ -78,7 +80,9 @@ class ObjectiveStep:
         self.prefix_rewards = PrefixRewards(host) if objective.needs_prefixes else None
         self.needs_whole_groups = objective.needs_whole_groups
         self.checks = places_of_checks(host.args, host.reward_func_names)
-        self.knows_its_twin = host.args.objective != "rbrm"  # a twin of dpo on some rewards
+        self.head = RolloutHead(host) if host.args.rbrm_head else None
+        # Without a head a twin of dpo on some rewards.
+        self.knows_its_twin = host.args.objective != "rbrm" or self.head is not None
 
     def is_on(self) -> bool:
         """Whether this step is the objective's; a schedule may give it to TRL's loss."""
@@ -114,6 +118,9 @@ class ObjectiveStep:
             if followers := self.behaviours.followers:
                 statistics[FOLLOWER_ADVANTAGES] = followers.advantages(selection)[rows].to(device)
         statistics |= {name: values[rows].to(device) for name, values in batch.segments.items()}
+        if self.head is not None:
+            odds_S = self.head.read(batch)
+            statistics[HEAD] = odds_S[selection.kept_rows_B[rows].to(device)]
         if self.prefix_rewards is not None:
             ids_BT, mask_BT = output["completion_ids"], output["completion_mask"]
             statistics[PREFIX_REWARDS] = self.prefix_rewards(batch, ids_BT, mask_BT)
@@ -213,6 +220,7 @@ class ObjectiveStep:
             "behaviour": BEHAVIOUR,
             **{name: name for name in SEGMENTS},
             "prefix_rewards": PREFIX_REWARDS,
+            "head_log_odds": HEAD,
         }
         extras = {name: inputs[key] for name, key in names.items() if inputs.get(key) is not None}
         if self.token_kl is not None and self.objective.needs_token_kl:

@@ -12,6 +12,7 @@ from podsrl.core.objectives.pairing import PAIR_MODES
 from podsrl.core.objectives.pairs import SEGMENTS
 from podsrl.core.objectives.regression import TIES
 from podsrl.core.select import RULES
+from podsrl.trl.head_checks import check_head, fill_in_alpha
 from podsrl.trl.needs import check_needs
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def check_objective(config: "PODSConfig") -> None:
     _check_segments(config)
     _check_bridges(config)
     _check_verdicts(config)
+    check_head(config)
     if config.qrpo_ties not in (None, *TIES):
         raise ValueError(f"qrpo_ties is {config.qrpo_ties!r}; choose one of {', '.join(TIES)}.")
     objective = config.get_objective()
@@ -73,6 +75,7 @@ def fill_in_objective_options(config: "PODSConfig") -> None:
     that is not above 0.
     """
     _name_own(config)
+    fill_in_alpha(config)
     if config.objective not in (GRPO, *OBJECTIVES):
         known = ", ".join([GRPO, *OBJECTIVES])
         raise ValueError(f"objective is {config.objective!r}; choose one of {known}.")

@@ -79,6 +79,8 @@ class SampleAndScore:
                 rewards = self.stopping.rewards([len(ids) for ids in completion_ids])
             else:
                 rewards = host._calculate_rewards(rows, prompts, completions, completion_ids)
+            if host.objective_step and host.objective_step.head:
+                host.objective_step.head.write(rows)
         logs = dict(host._pending_extra_logs)
         return Rollouts(rows, generated, logs, rewards, prompts=prompts)
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 from trl.trainer.utils import use_adapter
@@ -40,6 +41,10 @@ class PromptOnce:
         self.host = host
         self.fallback: str | None = None
         """Why the last rollouts were left to `generate`."""
+        self.tap_layers: list[int] = []
+        """Layers whose states at the rollouts' ends are kept, see `podsrl.sampling.tap`."""
+        self.states_BDH = torch.empty(0)
+        """Of the last rollouts, one per row."""
 
     def __call__(
         self,
@@ -66,6 +71,7 @@ class PromptOnce:
             rows_of[each].append(row)
         completion_ids: list[list[int]] = [[]] * len(prompt_ids)
         log_probs: list[list[float]] = [[]] * len(prompt_ids)
+        states: list[Tensor] = [torch.empty(0)] * len(prompt_ids)
         with (
             unwrapped_policy(self.host) as model,
             self.host._dist.summon_full_params(self.host.model_wrapped, recurse=False),
@@ -84,6 +90,9 @@ class PromptOnce:
                 known = found.log_probs or [[math.nan] * len(ids) for ids in found.completion_ids]
                 for i, row in enumerate(rows):
                     completion_ids[row], log_probs[row] = found.completion_ids[i], known[i]
+                    if found.states is not None:
+                        states[row] = found.states.last_BDH[i]
+        self.states_BDH = torch.stack(states)
         return completion_ids, None if samplers is None else log_probs
 
     def _sample(
@@ -104,6 +113,7 @@ class PromptOnce:
             autocast_dtype=autocast_dtype(self.host),
             monitor=monitor,
             return_log_probs=return_log_probs,
+            tap_layers=self.tap_layers,
         )
 
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from podsrl.core.objectives.batch import KeptBatch
 from podsrl.core.objectives.pair_losses import (
     bmc_margins,
+    confidences,
     differing_tokens,
     dpo_losses,
     rbrm_losses,
@@ -311,28 +313,84 @@ def test_a_token_that_is_everywhere_is_still_matched():
 def test_rbrm_limits():
     margin_K = torch.tensor([-2.0, 0.0, 3.0], dtype=torch.float64)
     sure_K, equal_K = torch.full((3,), 100.0).double(), torch.zeros(3).double()
-    sure = rbrm_losses(margin_K, sure_K, beta=0.3, alpha=7.5)
+    sure = rbrm_losses(margin_K, confidences(sure_K, alpha=7.5), beta=0.3)
     torch.testing.assert_close(sure, dpo_losses(margin_K, beta=0.3), rtol=1e-12, atol=1e-12)
     # C = 1/2: (softplus(-x) + softplus(x)) / 2 at x = beta * margin, lowest at 0, where it is log 2
-    half = rbrm_losses(margin_K, equal_K, beta=0.3, alpha=7.5)
+    half_K = confidences(equal_K, alpha=7.5)
+    half = rbrm_losses(margin_K, half_K, beta=0.3)
     assert half.tolist() == pytest.approx(
         [(softplus(-x) + softplus(x)) / 2 for x in (-0.6, 0.0, 0.9)]
     )
-    torch.testing.assert_close(half, rbrm_losses(-margin_K, equal_K, beta=0.3, alpha=7.5))
+    torch.testing.assert_close(half, rbrm_losses(-margin_K, half_K, beta=0.3))
     assert half.argmin() == 1
 
 
 def test_rbrm_confidence_and_where_it_costs_least():
     # alpha 7.5, reward margin 0.2: C = sigmoid(1.5) = 0.817574; least at margin 1.5 / beta = 5
     margin_K = torch.tensor([5.0], dtype=torch.float64, requires_grad=True)
-    loss = rbrm_losses(margin_K, torch.tensor([0.2]).double(), beta=0.3, alpha=7.5)
+    confidence_K = confidences(torch.tensor([0.2]).double(), alpha=7.5)
+    loss = rbrm_losses(margin_K, confidence_K, beta=0.3)
     c = 0.8175745
     assert loss.item() == pytest.approx(c * softplus(-1.5) + (1 - c) * softplus(1.5), abs=1e-6)
     loss.sum().backward()
     assert margin_K.grad.item() == pytest.approx(0.0, abs=1e-7)
     # A reward margin below 0 counts as no confidence: C = 1/2.
-    low = rbrm_losses(margin_K, torch.tensor([-1.0]).double(), beta=0.3, alpha=7.5)
+    low_K = confidences(torch.tensor([-1.0]).double(), alpha=7.5)
+    low = rbrm_losses(margin_K, low_K, beta=0.3)
     assert low.item() == pytest.approx((softplus(-1.5) + softplus(1.5)) / 2)
+
+
+def test_a_heads_log_odds_are_added_to_those_of_the_rewards():
+    # 7.5 * .2 - .5 = 1: sigmoid(1) = .731059; 0 + 2: .880797; 0 - 2 is no confidence: 1/2.
+    both = confidences(torch.tensor([0.2]), alpha=7.5, head_margin_K=torch.tensor([-0.5]))
+    assert both.item() == pytest.approx(0.731059, abs=1e-6)
+    alone = confidences(torch.ones(2), alpha=0.0, head_margin_K=torch.tensor([2.0, -2.0]))
+    assert alone.tolist() == pytest.approx([0.880797, 0.5], abs=1e-6)
+
+
+def with_head(odds: list[float] | None, **options: float) -> tuple[float, Tensor, dict[str, Any]]:
+    """Loss, gradient and metrics of rbrm on two prompts with rewards 0 and 1."""
+    log_probs_BT = torch.tensor([[-1.0], [-2.0], [-0.5], [-1.5]], requires_grad=True)
+    batch = KeptBatch(
+        log_probs_BT=log_probs_BT,
+        old_log_probs_BT=log_probs_BT.detach(),
+        mask_BT=torch.ones(4, 1),
+        rewards_B=torch.tensor([1.0, 0.0, 0.0, 1.0]),
+        advantages_B=torch.zeros(4),
+        group_B=torch.tensor([0, 0, 1, 1]),
+        reference_log_probs_BT=torch.full((4, 1), -1.2),
+        extras={} if odds is None else {"head_log_odds": torch.tensor(odds)},
+    )
+    if options:
+        loss, metrics = rbrm(batch, beta=0.5, **options)
+    else:
+        loss, metrics = dpo(batch, beta=0.5)
+    (gradient,) = torch.autograd.grad(loss, log_probs_BT)
+    return loss.item(), gradient, metrics
+
+
+def test_a_head_that_gives_all_the_same_is_no_head_and_a_sure_reward_is_dpo():
+    same = [0.75] * 4
+    loss, gradient, metrics = with_head(same, rbrm_alpha=7.5)
+    bare, bare_gradient, bare_metrics = with_head(None, rbrm_alpha=7.5)
+    assert loss == bare and torch.equal(gradient, bare_gradient)
+    assert metrics["head_agrees"] == 0 and "head_agrees" not in bare_metrics
+    # sigmoid(100) is 1 in this precision: to the bit dpo, with a head that says nothing.
+    loss, gradient, _ = with_head(same, rbrm_alpha=100.0)
+    dpo_loss, dpo_gradient, _ = with_head(None)
+    assert loss == dpo_loss and torch.equal(gradient, dpo_gradient)
+
+
+def test_on_rewards_of_0_and_1_a_head_makes_it_another_loss_than_dpo():
+    _, dpo_gradient, _ = with_head(None)
+    # Of the first pair the head is sure, with the second it disagrees.
+    _, gradient, metrics = with_head([50.0, 0.0, 1.0, 0.0], rbrm_alpha=0.0)
+    assert torch.equal(gradient[:2], dpo_gradient[:2])
+    # C = 1/2 pulls beta * margin, .5 * (-1.5 + .5) = -.5, to 0: (sigmoid(-.5) - 1/2) * .5 / 2.
+    pull = (1 / (1 + math.exp(0.5)) - 0.5) * 0.5 / 2
+    assert gradient[3].item() == pytest.approx(pull, abs=1e-6)
+    assert gradient[2].item() == pytest.approx(-pull, abs=1e-6)
+    assert metrics["head_agrees"] == 0.5 and metrics["pair_confidence"] == 0.75
 
 
 def test_turns_are_the_runs_of_the_mask():

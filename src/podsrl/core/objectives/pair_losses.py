@@ -52,18 +52,35 @@ def tdpo2_losses(
     return -F.logsigmoid(beta * (margin_K + alpha * kl_margin_K))
 
 
-def rbrm_losses(margin_K: Tensor, reward_margin_K: Tensor, *, beta: float, alpha: float) -> Tensor:
+def confidences(
+    reward_margin_K: Tensor, *, alpha: float, head_margin_K: Tensor | None = None
+) -> Tensor:
+    """Return C = max(sigmoid(alpha * reward margin + head margin), 1/2) of each pair, (K,).
+
+    How far it is believed that the chosen rollout is the better one. alpha: log-odds of that which
+    a unit of reward is worth; 0: rewards say which is chosen and nothing more. head_margin_K: the
+    same by a head on hidden states (`podsrl.probe`), chosen minus rejected; None: no head, which is
+    a head that gives both the same.
+
+    Example: alpha 7.5, reward margin 0.2, head margin -0.5: C = sigmoid(1) = 0.7311.
+    """
+    odds_K = alpha * reward_margin_K
+    if head_margin_K is not None:
+        odds_K = odds_K + head_margin_K
+    return torch.sigmoid(odds_K).clamp(min=0.5)
+
+
+def rbrm_losses(margin_K: Tensor, confidence_K: Tensor, *, beta: float) -> Tensor:
     """Return -C log sigmoid(beta * margin) - (1 - C) log sigmoid(-beta * margin), (K,).
 
-    Pairs weighted by confidence C = max(sigmoid(alpha * reward margin), 1/2) (arXiv 2503.10093;
-    second-hand, from its code).
+    Pairs weighted by confidence C from `confidences` (arXiv 2503.10093; second-hand, from its
+    code).
     C = 1 is DPO; C = 1/2 is symmetric with its minimum at margin 0; in between the margin that
-    costs least is logit(C) / beta = alpha * reward margin / beta. The paper takes C from scores of
-    a reward model, averaged over a batch; here each pair has its own, from its rewards.
+    costs least is logit(C) / beta, without a head alpha * reward margin / beta. The paper takes C
+    from scores of a reward model, averaged over a batch; here each pair has its own.
 
-    Example: alpha 7.5, reward margin 0.2: C = sigmoid(1.5) = 0.8176.
+    Example: beta 1, margin 0: log 2 for any C.
     """
-    confidence_K = torch.sigmoid(alpha * reward_margin_K).clamp(min=0.5)
     scaled_K = beta * margin_K
     return -confidence_K * F.logsigmoid(scaled_K) - (1 - confidence_K) * F.logsigmoid(-scaled_K)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from podsrl.core.objectives.batch import KeptBatch
 from podsrl.core.objectives.pair_losses import (
     bmc_margins,
+    confidences,
     differing_tokens,
     dpo_losses,
     rbrm_losses,
@@ -30,7 +31,7 @@ Result = tuple[Tensor, dict[str, Tensor]]
 SEGMENTS = ("value_drop", "fixed")
 
 # Metrics that are means over pairs, and the metric that counts these.
-MEANS_OVER_PAIRS = ("pair_accuracy", "pair_margin")
+MEANS_OVER_PAIRS = ("pair_accuracy", "pair_margin", "pair_confidence", "head_agrees")
 NUM_PAIRS = "num_pairs"
 
 
@@ -116,17 +117,28 @@ def rbrm(
 ) -> Result:
     """DPO on labels believed with confidence C, from the difference of the rewards.
 
-    Pairs weighted by confidence (RBRM, arXiv 2503.10093); the formula is in `rbrm_losses`. The
-    paper's reward model on hidden states is not part of this: the rewards are the task's. Arguments
-    and result are otherwise those of `dpo`.
+    Pairs weighted by confidence (RBRM, arXiv 2503.10093); the formulas are in `confidences` and
+    `rbrm_losses`. The paper's reward model on hidden states has its place in
+    `batch.extras["head_log_odds"]`, (B,): what a head gives each rollout; without it the rewards
+    say alone. Which of two is chosen is the rewards' to say in any case. Arguments and result are
+    otherwise those of `dpo`; with a head there are the metrics `pair_confidence`, the mean of C,
+    and `head_agrees`, the share of pairs whose chosen rollout the head gives more.
 
     Example: rewards (1, 0) at alpha 7.5: C = sigmoid(7.5) = 0.9994, nearly `dpo`.
     """
     pairs = pairs_of(batch, pair_mode)
     margin_K = pairs.difference(batch.log_ratio_B())
     reward_margin_K = pairs.difference(batch.scored_rewards_B).to(margin_K.dtype)
-    losses_K = rbrm_losses(margin_K, reward_margin_K, beta=beta, alpha=rbrm_alpha)
-    return mean_over_pairs(batch, pairs, losses_K, beta * margin_K)
+    head_margin_K = None
+    if "head_log_odds" in batch.extras:
+        head_margin_K = pairs.difference(batch.extras["head_log_odds"]).to(margin_K.dtype)
+    confidence_K = confidences(reward_margin_K, alpha=rbrm_alpha, head_margin_K=head_margin_K)
+    losses_K = rbrm_losses(margin_K, confidence_K, beta=beta)
+    loss, metrics = mean_over_pairs(batch, pairs, losses_K, beta * margin_K)
+    if head_margin_K is not None:
+        metrics["pair_confidence"] = pairs.mean(confidence_K)
+        metrics["head_agrees"] = pairs.mean((head_margin_K > 0).to(losses_K.dtype))
+    return loss, metrics
 
 
 def sdpo(
