@@ -70,7 +70,9 @@ class PODSConfig(GRPOConfig):
     )
     krpo_innovation: bool = field(
         default=False,
-        metadata={"help": "advantage='krpo': compare with the estimate before a reward, not after."},
+        metadata={
+            "help": "advantage='krpo': compare a reward with the estimate before it, not after it."
+        },
     )
 
     # Options of objectives over pairs; None takes the objective's own value.
