@@ -27,7 +27,7 @@ Told = list[dict[str, str]]
 def write_head(folder: str, name: str, *, bias: float = 0.0, **changes: Any) -> str:
     """A head of the model in the folder; a bias of 30 or -30 makes it 1 or 0 of any state."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
-    told = about(model=folder, model_digest=model_digest(model), layer=1, at="prefix")
+    told = about(model=folder, model_digest=model_digest(model), layers=[1], at="prefix")
     generator = torch.Generator().manual_seed(7)
     weight = torch.randn(32, generator=generator) * (bias == 0)
     path = f"{folder}/{name}.safetensors"

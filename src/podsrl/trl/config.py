@@ -94,12 +94,8 @@ class PODSConfig(GRPOConfig):
     rbrm_alpha: float | None = left_out(
         "objective='rbrm': log-odds of a pair per unit of reward. Default: 7.5; 0 with rbrm_head."
     )
-    rbrm_head: str | None = left_out(
-        "objective='rbrm': head of podsrl probe whose log-odds are added. Default: none."
-    )
-    rbrm_refresh_steps: int | None = left_out(
-        "rbrm_head: it is fitted anew every so many steps, to their rollouts. Default: never."
-    )
+    rbrm_head: str | None = left_out("objective='rbrm': head whose log-odds are added.")
+    rbrm_refresh_steps: int | None = left_out("rbrm_head: steps between new fits. Default: none.")
     sdpo_segment: str | None = left_out(
         "objective='sdpo': turns that are compared: 'value_drop', from the turn over which sampled "
         "continuations get worse, or 'fixed'. Default: value_drop."

@@ -30,6 +30,7 @@ def check_head(config: "PODSConfig") -> None:
             config.fast_sampling
             and not (config.use_vllm or config.use_transformers_continuous_batching)
         ),
+        "rollout_mixture left out, whose rollouts have other states": not config.rollout_mixture,
         "sampling_rounds=0, where processes sample for each other": not config.sampling_rounds,
     }
     check_needs("rbrm_head needs", needs, "leave rbrm_head out")
