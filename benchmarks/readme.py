@@ -120,21 +120,22 @@ def lead_sentence(against_grpo_ga: dict[str, Any]) -> str:
 
 
 # Of an arm of benchmarks/objectives: a setting, what the recipe says of it now, what the run did.
-RAN_OTHERWISE = {
-    "qrpo": ("qrpo_ties", "mid", "`qrpo_ties: upper`"),
-    "veripo": ("veripo_policy_beta", 0.0, "`veripo_policy_beta: 0.1`"),
-    "max_abs_advantage": ("advantage_from", "all", "kept statistics, not CPPO's"),
-}
+RAN_OTHERWISE = {"max_abs_advantage": ("advantage_from", "all", "kept statistics, not CPPO's")}
+# Arms of both: what the others are compared with, and the twin of dr_grpo.
+OF_BOTH = ("pods", "rloo")
 
 
 def methods_table() -> str:
-    """Every method at equal training time, and its paired difference to the baseline."""
+    """The arms of objectives that papers has not, at equal training time, minus the baseline's."""
     summary = summary_of("objectives")
     settings = read("objectives/comparison")["arms"]
+    better = set(read("papers/comparison")["arms"]) - set(OF_BOTH)
     lines = (BENCHMARKS / "objectives" / "runs.jsonl").read_text().splitlines()
     starts = [json.loads(line)["curve"]["accuracy"][0] for line in lines]
     rows = [("(at the start)", "", f"{100 * sum(starts) / len(starts):.1f} %", "", "")]
     for name, arm in summary["arms"].items():
+        if name in better:
+            continue
         accuracy = arm["measures"]["accuracy"]
         against = summary["against_baseline"].get(name)
         end = against["differences"]["accuracy"]["end"] if against else None
@@ -258,11 +259,13 @@ def faults_table() -> str:
 Measure = tuple[str, str, int, Callable[[float], float], str]
 # Of a comparison at equal steps, column by column: heading, key of the curve or of the metrics that
 # were kept, which evaluation, what is made of the value, and how it is written.
+BY_ACCURACY: list[Measure] = [
+    ("right at the end, %", "accuracy", -1, lambda share: 100 * share, ".1f"),
+    ("mean over the three evaluations, %", "accuracy", MEAN, lambda share: 100 * share, ".1f"),
+]
 EXPERIMENTS: dict[str, list[Measure]] = {
-    "votes": [
-        ("right at the end, %", "accuracy", -1, lambda share: 100 * share, ".1f"),
-        ("mean over the three evaluations, %", "accuracy", MEAN, lambda share: 100 * share, ".1f"),
-    ],
+    "papers": BY_ACCURACY,
+    "votes": BY_ACCURACY,
     "diversity": [
         ("right at the end, %", "accuracy", -1, lambda share: 100 * share, ".1f"),
         (
@@ -295,43 +298,75 @@ EXPERIMENTS: dict[str, list[Measure]] = {
 }
 
 
-def experiment_table(name: str) -> str:
-    """Each arm's means over seeds, and what it has more than the baseline, paired by seed."""
+Runs = dict[str, dict[int, dict[str, Any]]]
+
+
+def finished_runs(name: str) -> Runs:
+    """The finished runs of a collected comparison, by arm and seed."""
     lines = (BENCHMARKS / name / "runs.jsonl").read_text().splitlines()
-    runs: dict[str, dict[int, dict[str, Any]]] = {}
+    runs: Runs = {}
     for record in map(json.loads, lines):
         if record.get("finished"):
             runs.setdefault(record["arm"], {})[record["seed"]] = record
+    return runs
+
+
+def experiment_table(name: str) -> str:
+    """Each arm's means over seeds, and what it has more than the baseline, paired by seed."""
+    runs = finished_runs(name)
     baseline = read(f"{name}/comparison")["baseline"]
     measures = EXPERIMENTS[name]
-    rows = []
+    rows = [("(at the start)", "", *(_start(runs[baseline], measure) for measure in measures))]
     for arm, of_seed in runs.items():
-        cells = [_cell(of_seed, runs[baseline], measure, arm == baseline) for measure in measures]
-        rows.append((arm, f"{len(of_seed)}", *cells))
+        means = [_mean(of_seed, measure) for measure in measures]
+        if arm != baseline:
+            leads = [_lead(of_seed, runs[baseline], measure) for measure in measures]
+            means = [f"{mean}, {lead}" for mean, lead in zip(means, leads, strict=True)]
+        rows.append((arm, f"{len(of_seed)}", *means))
     return table(("arm", "seeds", *(heading for heading, *_ in measures)), rows)
 
 
-def _cell(
-    runs: dict[int, dict[str, Any]],
-    others: dict[int, dict[str, Any]],
-    measure: Measure,
-    is_baseline: bool,
+# Words of the papers that train as another does: the difference is what chance alone makes.
+TWINS = {"rbrm": "dpo", "vargrad": "agro"}
+
+
+def twins_table() -> str:
+    """What a word has more than the one that it trains as, paired by seed, in points."""
+    runs = finished_runs("papers")
+    rows = []
+    for word, other in TWINS.items():
+        leads = [_lead(runs[word], runs[other], measure) for measure in BY_ACCURACY]
+        rows.append((f"`{word}` minus `{other}`", f"{len(runs[word])}", *leads))
+    return table(("points", "seeds", "at the end", "mean over the three evaluations"), rows)
+
+
+def _value(record: dict[str, Any], measure: Measure) -> float:
+    _, key, place, made, _ = measure
+    values = (record["curve"] | record.get("metrics", {}))[key]
+    chosen = values[1:] if place == MEAN else [values[place]]
+    return made(sum(chosen) / len(chosen))
+
+
+def _start(runs: dict[int, dict[str, Any]], measure: Measure) -> str:
+    """The mean before training, nothing where a metric has no value without a step."""
+    _, key, _, made, written = measure
+    values = [made(run["curve"][key][0]) for run in runs.values() if key in run["curve"]]
+    return f"{sum(values) / len(values):{written}}" if values else ""
+
+
+def _mean(runs: dict[int, dict[str, Any]], measure: Measure) -> str:
+    values = [_value(record, measure) for record in runs.values()]
+    return f"{sum(values) / len(values):{measure[-1]}}"
+
+
+def _lead(
+    runs: dict[int, dict[str, Any]], others: dict[int, dict[str, Any]], measure: Measure
 ) -> str:
-    _, key, place, made, written = measure
-
-    def value_of(record: dict[str, Any]) -> float:
-        values = (record["curve"] | record.get("metrics", {}))[key]
-        chosen = values[1:] if place == MEAN else [values[place]]
-        return made(sum(chosen) / len(chosen))
-
-    values = {seed: value_of(record) for seed, record in runs.items()}
-    mean = f"{sum(values.values()) / len(values):{written}}"
-    if is_baseline:
-        return mean
-    pairs = [value - value_of(others[seed]) for seed, value in values.items() if seed in others]
+    shared = [seed for seed in runs if seed in others]
+    pairs = [_value(runs[seed], measure) - _value(others[seed], measure) for seed in shared]
     found = mean_interval(pairs)
-    bounds = " to ".join(f"{found[bound]:+{written}}" for bound in ("low", "high"))
-    return f"{mean}, {found['value']:+{written}} ({bounds})"
+    value, low, high = (f"{found[key]:+{measure[-1]}}" for key in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"
 
 
 TABLES = {
@@ -344,7 +379,7 @@ TABLES = {
         "arms": arms_table,
     },
     "docs/theory.md": {"pays": theory_table},
-    "docs/methods.md": {"methods": methods_table}
+    "docs/methods.md": {"methods": methods_table, "twins": twins_table}
     | {name: partial(experiment_table, name) for name in EXPERIMENTS},
     "docs/tune.md": {"tune": tune_table},
     "docs/reliability.md": {"faults": faults_table},

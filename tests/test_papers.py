@@ -100,6 +100,19 @@ def test_a_row_says_what_there_is_or_why_not(paper: str) -> None:
         assert ":" in missing or len(missing.split()) > 8, "partly without its reason"
 
 
+def test_a_rows_figure_is_that_of_the_table() -> None:
+    """Of each objective and estimator of benchmarks/papers: its end, and that minus pods."""
+    table = PAGE.split("<!-- table: papers -->\n")[1].split("<!-- end -->")[0]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    ends = {cells[0]: cells[2].replace(", ", " %, ", 1) for cells in lines[2:]}
+    told = {}
+    for _, here, _, measured, _ in rows().values():
+        names = re.findall(r"\w+", " ".join(re.findall(r"`([^`]+)`", here)))
+        told |= {name: (ends[name], measured) for name in names if name in ends}
+    assert set(told) == set(ends) - {"(at the start)", "pods", "rloo", "dpo"}  # of no paper's row
+    assert [name for name, (end, measured) in told.items() if end not in measured] == []
+
+
 def test_this_test_sees_what_is_wrong() -> None:
     right = ["objective: qrpo", "tdpo2", "reward_funcs: [majority]", "podsrl evaluate --switch"]
     assert all(map(is_word, right))
