@@ -25,7 +25,9 @@ BENCHMARKS = Path(__file__).resolve().parent
 FIGURE = BENCHMARKS.parent / "docs/figures/pays.png"
 SHARE = 0.95
 TASKS = {"hard": "right on 1 answer of 10", "easy": "right on 1 answer of 4"}
-"""Those of the figure and of the README; docs/theory.md has the others, too."""
+"""Those of the README's table, 0.8 M parameters; docs/theory.md has the others, too."""
+DRAWN = {"packaged": "135 M, right on 1 answer of 20", **TASKS}
+"""The rows of the figure."""
 OTHERS = ("hard-long", "packaged")
 BY_PLAN = ("grpo-32", "grpo-ga", "pods-32", "pods")
 AS_MANY = "pods : grpo-ga"
@@ -36,7 +38,7 @@ NAMES = {
     "pods": "PODS 64/16",
     AS_MANY: "PODS 64/16 : grpo 64/64",
 }
-"""The rows of figure and README; the last is against GRPO that trains on all that PODS samples."""
+"""The rows of the README's table; the last is against GRPO that trains on all that PODS samples."""
 RHOS = torch.logspace(-2, 2, 201, dtype=torch.float64).tolist()
 LIMITS = (0.2, 4.5)
 
@@ -94,13 +96,18 @@ def _number(ratio: float | str) -> float:
 def before(task: str, kind: str) -> dict[str, Interval]:
     """What was predicted, AS_MANY among it: the ratio of two predictions, without an interval."""
     found = predicted(task)[kind]
+    if "grpo-ga" not in found:
+        return found
     ratio = found["pods"][0] / found["grpo-ga"][0]
     return found | {AS_MANY: (ratio, ratio, ratio)}
 
 
 def after(task: str, kind: str) -> dict[str, Interval | None]:
     """What was measured, AS_MANY among it."""
-    return measured(task)[kind] | {AS_MANY: measured(task, "grpo-ga")[kind]["pods"]}
+    found = measured(task)[kind]
+    if "grpo-ga" not in found:
+        return found
+    return found | {AS_MANY: measured(task, "grpo-ga")[kind]["pods"]}
 
 
 def inside(task: str, kind: str) -> dict[str, bool]:
@@ -164,32 +171,48 @@ def fitting_rhos(task: str, kind: str) -> tuple[int, float, float]:
 
 
 def draw(path: Path) -> None:
-    """Ratios to grpo 16/16 per step and in time, a row for each task; predicted and measured."""
+    """Ratios to GRPO m/m per step and in time, a row for each task; predicted and measured."""
     from matplotlib.figure import Figure
 
-    tasks = collected(TASKS)
-    figure = Figure(figsize=(9.8, 1.1 + 2.3 * len(tasks)), layout="constrained")
-    panels = figure.subplots(len(tasks), 2, sharex=True, sharey=True, squeeze=False)
-    for row, task in zip(panels, tasks, strict=True):
+    tasks = collected(DRAWN)
+    names = [_names(task) for task in tasks]
+    heights = [1 + len(each) for each in names]
+    figure = Figure(figsize=(9.8, 1.2 + 0.38 * sum(heights)), layout="constrained")
+    panels = figure.subplots(len(tasks), 2, sharex=True, squeeze=False, height_ratios=heights)
+    for row, task, each in zip(panels, tasks, names, strict=True):
         for axes, kind in zip(row, ("steps", "time"), strict=True):
-            _draw_ratios(axes, task, kind)
-        row[0].set_ylabel(f"{task}\n{TASKS[task]}", fontsize=10)
-    panels[0][0].set_title("one step is worth so many of GRPO 16/16", fontsize=10.5)
-    panels[0][1].set_title("one second is worth so many of GRPO 16/16", fontsize=10.5)
+            _draw_ratios(axes, task, kind, each)
+        row[1].set_yticklabels([])
+        baseline = "GRPO {}/{}".format(*size_of(task, "grpo"))
+        row[0].set_ylabel(f"{task}\n{DRAWN[task]}\nagainst {baseline}", fontsize=9)
+    panels[0][0].set_title("one step is worth so many of GRPO's", fontsize=10.5)
+    panels[0][1].set_title("one second is worth so many of GRPO's", fontsize=10.5)
     for axes in panels[-1]:
         axes.set_xticks([0.25, 0.5, 1, 2, 4], ["¼", "½", "1", "2", "4"])
-    panels[0][0].legend(loc="lower left", fontsize=8, frameon=False)
+    panels[-1][0].legend(loc="lower left", fontsize=8, frameon=False)
     figure.savefig(path, dpi=160)
 
 
-def _draw_ratios(axes: Any, task: str, kind: str) -> None:
-    axes.set(xscale="log", xlim=LIMITS, ylim=(len(NAMES) - 0.4, -0.85))
+def _names(task: str) -> dict[str, str]:
+    """Arm -> what it is called: those of the README, or all that were predicted."""
+    if task in TASKS:
+        return NAMES
+    called = {}
+    for arm in predicted(task)["time"]:
+        rounds = " in rounds" if arm.endswith("rounds") else ""
+        method = "PODS" if arm.startswith("pods") else "grpo"
+        called[arm] = "{} {}/{}{}".format(method, *size_of(task, arm), rounds)
+    return called
+
+
+def _draw_ratios(axes: Any, task: str, kind: str, names: dict[str, str]) -> None:
+    axes.set(xscale="log", xlim=LIMITS, ylim=(len(names) - 0.4, -0.95))
     axes.minorticks_off()
     axes.axvspan(LIMITS[0], 1, color="#f3ece8", zorder=0)
     axes.axvline(1, color="#5d646e", linewidth=0.8)
-    axes.set_yticks(range(len(NAMES)), NAMES.values())
+    axes.set_yticks(range(len(names)), names.values())
     predictions, found = before(task, kind), after(task, kind)
-    for place, arm in enumerate(NAMES):
+    for place, arm in enumerate(names):
         color = "#c2481a" if arm.startswith("pods") else "#1f66c1"
         first = place == 0
         if arm in predictions:
@@ -198,12 +221,12 @@ def _draw_ratios(axes: Any, task: str, kind: str) -> None:
             label = "predicted" if first else None
             axes.plot(value, place - 0.16, "|", color=color, markersize=8, label=label)
         if found.get(arm):
-            value, low, high = (max(x, LIMITS[0]) for x in found[arm])
+            value, low, high = (min(max(x, LIMITS[0]), LIMITS[1]) for x in found[arm])
             axes.plot([low, high], [place + 0.16] * 2, color=color, linewidth=1.6)
             label = "measured, 95 %" if first else None
             axes.plot(value, place + 0.16, "o", color=color, markersize=5, label=label)
     for x, words, side in ((0.93, "slower", "right"), (1.07, "faster", "left")):
-        axes.text(x, -0.72, words, ha=side, va="top", fontsize=8, color="#5d646e")
+        axes.text(x, -0.85, words, ha=side, va="top", fontsize=8, color="#5d646e")
 
 
 def told(ratio: float) -> str:
