@@ -67,6 +67,9 @@ CASES: dict[str, dict[str, Any]] = {
         "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": 2,
         "seed": 5,
+        "optim": "adamw_torch",
+        "weight_decay": 0.1,
+        "max_grad_norm": 0.3,
     },
     "off-policy": {
         "loss_type": "sapo",
@@ -172,6 +175,7 @@ ARGUMENTS = {
 # Fields and arguments that other tests set, with these.
 TURNS = "tests/trainer/test_turns.py::test_turns_with_n_equal_to_m_are_stock_bit_for_bit"
 LOSS = "tests/trainer/test_equal_to_grpo.py::test_loss_and_parameters_are_bit_for_bit_equal"
+FOLLOWERS = "tests/trainer/test_followers.py::test_what_does_not_fit_is_refused"
 BATCHING = "tests/trainer/test_trainer.py::test_continuous_batching_samples_after_a_packed_update"
 ELSEWHERE = {
     **dict.fromkeys(("tools", "environment_factory", "rollout_func"), TURNS),
@@ -182,6 +186,7 @@ ELSEWHERE = {
     ),
     "use_transformers_continuous_batching": BATCHING,
     "transformers_continuous_batching_config": BATCHING,
+    "fp16": FOLLOWERS,
 }
 QUANTIZED = "test_a_quantization_goes_to_the_model"
 LIGER = "test_liger_is_what_it_is_in_trl"

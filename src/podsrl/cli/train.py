@@ -81,10 +81,10 @@ what is minimised
                           astar_po, and on pairs dpo, tdpo1, tdpo2, bmc, rbrm, sdpo, veripo
   --beta B                strength of the pull to the reference policy
   --rebel_eta, --value_beta, --num_reference_rollouts, --qrpo_ties, --sapg_mu_max, --subtb_lambda,
-  --pair_mode, --tdpo_alpha, --bmc_delta, --bmc_bridges, --rbrm_alpha, --sdpo_segment,
-  --sdpo_branches, --sdpo_first_turn, --sdpo_num_turns, --veripo_policy_steps,
-  --veripo_pair_steps, --veripo_policy_beta, --veripo_drop_solved, --veripo_checks,
-  --veripo_max_tokens     of single objectives: docs/methods.md
+  --pair_mode, --tdpo_alpha, --bmc_delta, --bmc_bridges, --rbrm_alpha, --rbrm_head,
+  --rbrm_refresh_steps, --sdpo_segment, --sdpo_branches, --sdpo_first_turn, --sdpo_num_turns,
+  --veripo_policy_steps, --veripo_pair_steps, --veripo_policy_beta, --veripo_drop_solved,
+  --veripo_checks, --veripo_max_tokens     of single objectives: docs/methods.md
 
 when it ends, and what is measured and written
   --max_steps STEPS       optimizer steps
