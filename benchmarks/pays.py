@@ -310,14 +310,15 @@ def _rows_of(task: str) -> list[list[str]]:
 def summed_up(task: str) -> str:
     """How many predictions lie inside, and which rho would have put them there."""
     counts = []
-    for kind in ("steps", "time"):
+    kinds = [kind for kind in ("steps", "time") if any(measured(task)[kind].values())]
+    for kind in kinds:
         found = inside(task, kind)
         of_plan = [is_so for arm, is_so in found.items() if arm in by_plan(task)]
         count = f"{kind} {sum(found.values())} of {len(found)}"
         counts.append(f"{count} (of plan's own {sum(of_plan)} of {len(of_plan)})")
     value, low, high = beforehand()[task]["pilot"]["rho"]
     rhos = []
-    for kind in ("steps", "time"):
+    for kind in kinds:
         most, least, largest = fitting_rhos(task, kind)
         rhos.append(f"{most} of {len(by_plan(task))} {kind} ratios {_between(least, largest)}")
     return (
