@@ -115,27 +115,15 @@ def train(n: int, m: int, mean_rate: float, budget: float) -> tuple[Tensor, Tens
     features, target = features.repeat(repeats, 1, 1), target.repeat(repeats, 1, 1)
     weights = weights.repeat(repeats, 1, 1, 1)
     rates = torch.tensor(LEARNING_RATES).repeat_interleave(NUM_SEEDS)[:, None, None, None]
-    first, second = torch.zeros_like(weights), torch.zeros_like(weights)
-    generator = torch.Generator().manual_seed(1)
+    optimizer, generator = Adam(weights, rates), torch.Generator().manual_seed(1)
     paid, free = torch.zeros(len(weights)), torch.zeros(len(weights))
     curve, step = [], 0
     while float(free.min()) < budget:
         step += 1
-        x = torch.randint(NUM_TRAIN, (NUM_SEEDS, num_prompts, 1), generator=generator)
-        x = x.repeat(repeats, 1, 1)
-        gradient, num_alive = update(
-            weights,
-            features.gather(1, x.expand(-1, -1, NUM_FEATURES)),
-            target.gather(1, x.expand(-1, -1, NUM_TOKENS)),
-            n,
-            m,
-            seed=step,
-            generator=generator,
+        gradient, num_alive = drawn_update(
+            weights, features, target, n, m, num_prompts, step, generator
         )
-        first = 0.9 * first + 0.1 * gradient
-        second = 0.99 * second + 0.01 * gradient.square()
-        scale = (second / (1 - 0.99**step)).sqrt() + 1e-8
-        weights = weights + rates * first / (1 - 0.9**step) / scale
+        weights = optimizer.step(weights, gradient, step)
         paid += ROLLOUTS_PER_STEP + COST_RATIO * m * num_prompts
         free += ROLLOUTS_PER_STEP + COST_RATIO * m * num_alive
         if step % 5 == 0:
@@ -143,6 +131,21 @@ def train(n: int, m: int, mean_rate: float, budget: float) -> tuple[Tensor, Tens
             curve.append([x.view(repeats, NUM_SEEDS).clone() for x in (rate, paid, free)])
     rate, paid, free = (torch.stack(values) for values in zip(*curve, strict=True))
     return rate, paid, free
+
+
+class Adam:
+    """Ascent with a rate for each replica; betas of .9 and .99."""
+
+    def __init__(self, weights: Tensor, rates: Tensor) -> None:
+        self.rates = rates
+        self.first, self.second = torch.zeros_like(weights), torch.zeros_like(weights)
+
+    def step(self, weights: Tensor, gradient: Tensor, number: int) -> Tensor:
+        """The weights after step `number`, from 1."""
+        self.first = 0.9 * self.first + 0.1 * gradient
+        self.second = 0.99 * self.second + 0.01 * gradient.square()
+        scale = (self.second / (1 - 0.99**number)).sqrt() + 1e-8
+        return weights + self.rates * self.first / (1 - 0.9**number) / scale
 
 
 def update(
@@ -281,17 +284,18 @@ def drawn_update(
     target: Tensor,
     n: int,
     m: int,
+    num_prompts: int,
     seed: int,
     generator: torch.Generator,
-) -> Tensor:
-    """The gradient of a step whose prompts are the same for all learning rates."""
-    x = torch.randint(NUM_TRAIN, (NUM_SEEDS, LAW_PROMPTS, 1), generator=generator)
+) -> tuple[Tensor, Tensor]:
+    """`update` on drawn prompts, the same for all learning rates."""
+    x = torch.randint(NUM_TRAIN, (NUM_SEEDS, num_prompts, 1), generator=generator)
     x = x.repeat(len(weights) // NUM_SEEDS, 1, 1)
     drawn = [
         of.gather(1, x.expand(-1, -1, size))
         for of, size in ((features, NUM_FEATURES), (target, NUM_TOKENS))
     ]
-    return update(weights, *drawn, n, m, seed=seed, generator=generator)[0]
+    return update(weights, *drawn, n, m, seed=seed, generator=generator)
 
 
 def h_of_gradients(weights: Tensor, features: Tensor, target: Tensor, n: int, m: int) -> float:
@@ -299,7 +303,7 @@ def h_of_gradients(weights: Tensor, features: Tensor, target: Tensor, n: int, m:
     generator = torch.Generator().manual_seed(3)
     total, squares = torch.zeros_like(weights), torch.zeros_like(weights)
     for step in range(LAW_STEPS):
-        gradient = drawn_update(weights, features, target, n, m, step, generator)
+        gradient, _ = drawn_update(weights, features, target, n, m, LAW_PROMPTS, step, generator)
         total, squares = total + gradient, squares + gradient.square()
     pairs = (total.square() - squares).sum((1, 2, 3)) / (LAW_STEPS * (LAW_STEPS - 1))
     return float(pairs.mean() / (squares.sum((1, 2, 3)) / LAW_STEPS).mean())
@@ -312,14 +316,11 @@ def train_steps(n: int, m: int) -> Tensor:
     features, target = features.repeat(repeats, 1, 1), target.repeat(repeats, 1, 1)
     weights = weights.repeat(repeats, 1, 1, 1)
     rates = torch.tensor(LAW_RATES).repeat_interleave(NUM_SEEDS)[:, None, None, None]
-    first, second = torch.zeros_like(weights), torch.zeros_like(weights)
+    optimizer = Adam(weights, rates)
     generator, curve = torch.Generator().manual_seed(1), []
     for step in range(1, LAW_STEPS + 1):
-        gradient = drawn_update(weights, features, target, n, m, step, generator)
-        first = 0.9 * first + 0.1 * gradient
-        second = 0.99 * second + 0.01 * gradient.square()
-        scale = (second / (1 - 0.99**step)).sqrt() + 1e-8
-        weights = weights + rates * first / (1 - 0.9**step) / scale
+        gradient, _ = drawn_update(weights, features, target, n, m, LAW_PROMPTS, step, generator)
+        weights = optimizer.step(weights, gradient, step)
         if step % 5 == 0:
             rate = success(weights, features[:, NUM_TRAIN:], target[:, NUM_TRAIN:])
             curve.append(rate.view(repeats, NUM_SEEDS).mean(1))

@@ -37,12 +37,7 @@ def beside(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
     Example: in `/home/me/recipe.yaml`, `plugins: [rules.py]` becomes `["/home/me/rules.py"]`.
     """
-    found = dict(settings)
-    for name in REFERENCES:
-        if isinstance(found.get(name), list):
-            found[name] = [_beside(each, folder) for each in found[name]]
-    if "grader" in found:
-        found["grader"] = _beside(found["grader"], folder)
+    found = _with_references(settings, functools.partial(_beside, folder=folder))
     for name in DATA:
         if isinstance(found.get(name), list):
             found[name] = [_data_beside(each, folder) for each in found[name]]
@@ -56,12 +51,17 @@ def by_file_name(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     Example: `plugins: ["/home/me/rules.py"]` becomes `["rules.py"]`.
     """
+    return _with_references(settings, _by_file_name)
+
+
+def _with_references(settings: Mapping[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+    """A copy of the settings in which every reference to own code is changed."""
     found = dict(settings)
     for name in REFERENCES:
         if isinstance(found.get(name), list):
-            found[name] = [_by_file_name(each) for each in found[name]]
+            found[name] = [change(each) for each in found[name]]
     if "grader" in found:
-        found["grader"] = _by_file_name(found["grader"])
+        found["grader"] = change(found["grader"])
     return found
 
 

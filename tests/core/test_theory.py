@@ -98,32 +98,10 @@ def test_real_selection_of_random_groups_agrees(p):
         assert abs(float(mean[0]) - float(value_P.mean())) < 4 * error
 
 
-@pytest.mark.parametrize("rho", [0.1, 3.0])
-def test_the_denominator_is_the_mean_squared_length_of_an_update(rho):
-    """Updates A g of real groups with random directions d of length 1 and noise of 1 / rho."""
-    num_groups, size, p = 20_000, 16, 0.2
-    generator = torch.Generator().manual_seed(2)
-    groups = (torch.rand(num_groups, 12, generator=generator) < p).double()
-    kept = select(groups, 4)
-    advantage_PM = advantages(groups, kept)
-    d_PD = torch.randn(num_groups, size, generator=generator, dtype=torch.float64)
-    d_PD /= d_PD.norm(dim=1, keepdim=True)
-    noise_PMD = torch.randn(num_groups, 4, size, generator=generator, dtype=torch.float64)
-    g_PMD = groups.gather(1, kept)[..., None] * d_PD[:, None] + noise_PMD / math.sqrt(rho * size)
-    update_PD = (advantage_PM[..., None] * g_PMD).mean(1)
-    squared_P = update_PD.square().sum(1)
-    found = moments(12, 4, rates(p))
-    expected = float((found.signal.square() / signal_to_noise(found, rho))[0])
-    assert abs(float(squared_P.mean()) - expected) < 4 * float(squared_P.std()) / 141
-    along = (update_PD * d_PD).sum(1)
-    assert abs(float(along.mean() - found.signal[0])) < 4 * float(along.std()) / 141
-
-
-@pytest.mark.parametrize("tilt", [0.0, 0.5, 2.0])
-def test_the_rarer_kinds_noise_counts_more(tilt):
-    """As above, with noise of tilt / rho in right rollouts and (2 - tilt) / rho in wrong ones."""
-    num_groups, size, p, rho = 20_000, 16, 0.1, 0.3
-    generator = torch.Generator().manual_seed(3)
+def squares_of_updates(p, rho, tilt, *, seed):
+    """Squared lengths of the updates of 20,000 groups, 4 of 12 kept, and what lies along d."""
+    num_groups, size = 20_000, 16
+    generator = torch.Generator().manual_seed(seed)
     groups = (torch.rand(num_groups, 12, generator=generator) < p).double()
     kept = select(groups, 4)
     advantage_PM = advantages(groups, kept)
@@ -133,7 +111,26 @@ def test_the_rarer_kinds_noise_counts_more(tilt):
     scatter_PM = (torch.where(right_PM > 0, tilt, 2 - tilt) / (rho * size)).sqrt()
     noise_PMD = torch.randn(num_groups, 4, size, generator=generator, dtype=torch.float64)
     g_PMD = right_PM[..., None] * d_PD[:, None] + noise_PMD * scatter_PM[..., None]
-    squared_P = (advantage_PM[..., None] * g_PMD).mean(1).square().sum(1)
+    update_PD = (advantage_PM[..., None] * g_PMD).mean(1)
+    return update_PD.square().sum(1), (update_PD * d_PD).sum(1)
+
+
+@pytest.mark.parametrize("rho", [0.1, 3.0])
+def test_the_denominator_is_the_mean_squared_length_of_an_update(rho):
+    """Updates A g of real groups with random directions d of length 1 and noise of 1 / rho."""
+    p = 0.2
+    squared_P, along = squares_of_updates(p, rho, 1.0, seed=2)
+    found = moments(12, 4, rates(p))
+    expected = float((found.signal.square() / signal_to_noise(found, rho))[0])
+    assert abs(float(squared_P.mean()) - expected) < 4 * float(squared_P.std()) / 141
+    assert abs(float(along.mean() - found.signal[0])) < 4 * float(along.std()) / 141
+
+
+@pytest.mark.parametrize("tilt", [0.0, 0.5, 2.0])
+def test_the_rarer_kinds_noise_counts_more(tilt):
+    """As above, with noise of tilt / rho in right rollouts and (2 - tilt) / rho in wrong ones."""
+    p, rho = 0.1, 0.3
+    squared_P, _ = squares_of_updates(p, rho, tilt, seed=3)
     found = moments(12, 4, rates(p))
     expected = float((found.signal.square() / signal_to_noise(found, rho, tilt=tilt))[0])
     assert abs(float(squared_P.mean()) - expected) < 4 * float(squared_P.std()) / 141

@@ -89,9 +89,8 @@ def measure(
     choice = how.choose(features_KDH[~is_out_K], fit_on, seed=seed)
     scores_K = choice.log_odds(features_KDH[is_out_K])
     drawn_DP = draws(held_out.num_prompts, seed=seed)
-    found_D = how.auroc(held_out, scores_K, drawn_DP)
-    value = float(how.auroc(held_out, scores_K)[0])
-    ends = interval(value, found_D)
+    reached = _reached(how.auroc, held_out, scores_K, drawn_DP)
+    ends = interval(*reached)
     rate = float(fit_on.right_K.sum() / fit_on.num_prompts)
     constant = Fitted(np.zeros(1), float(np.log(rate / (1 - rate))))
     nothing_K1 = np.zeros((len(scores_K), 1))
@@ -109,11 +108,29 @@ def measure(
         "log_loss_constant": round(how.loss(constant, nothing_K1, held_out), DIGITS),
     }
     if held_out.num_prompts < len(held_out.prompt_K):
-        within = float(auroc_within(held_out, scores_K)[0])
-        figures["within"] = interval(within, auroc_within(held_out, scores_K, drawn_DP))
+        figures["within"] = interval(*_reached(auroc_within, held_out, scores_K, drawn_DP))
     parts, trivial = (fit_on, held_out), _telling(trivial, items, how)
-    more = _trivial(trivial, is_out_K, parts, drawn_DP, (value, found_D), (how, seed))
+    more = _trivial(trivial, is_out_K, parts, drawn_DP, reached, (how, seed))
     return Measured(choice, figures | more)
+
+
+def told_of_head(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what `podsrl.probe.head.About` says of the figures of `measure`, by its names."""
+    return {
+        "auroc": figures["auroc"],
+        "auroc_low": figures["low"],
+        "auroc_high": figures["high"],
+        "num_prompts_fitted": figures["num_prompts_fitted"],
+        "num_prompts_held_out": figures["num_prompts_held_out"],
+        "within_low": figures["within"]["low"] if "within" in figures else None,
+    }
+
+
+def _reached(
+    auroc_of: Callable[..., np.ndarray], items: Items, scores_K: np.ndarray, drawn_DP: np.ndarray
+) -> tuple[float, np.ndarray]:
+    """The value, and that of each draw, (D,)."""
+    return float(auroc_of(items, scores_K)[0]), auroc_of(items, scores_K, drawn_DP)
 
 
 def _trivial(
@@ -136,16 +153,14 @@ def _trivial(
     for place, name in enumerate(names):
         falls = float(how.auroc(fit_on, features_KF[~is_out_K, place])[0]) < CHANCE
         scores_K = features_KF[is_out_K, place] * (-1 if falls else 1)
-        value = float(how.auroc(held_out, scores_K)[0])
-        alone[name] = interval(value, how.auroc(held_out, scores_K, drawn_DP))
+        alone[name] = interval(*_reached(how.auroc, held_out, scores_K, drawn_DP))
         alone[name]["sign"] = -1 if falls else 1
     if not names:
         return {"trivial": {}}
     fit_together = choose_pairs if how.of_pairs else choose
     together = fit_together(features_KF[~is_out_K][:, None], fit_on, seed=seed)
     scores_K = together.log_odds(features_KF[is_out_K][:, None])
-    value = float(how.auroc(held_out, scores_K)[0])
-    found_D = how.auroc(held_out, scores_K, drawn_DP)
+    value, found_D = _reached(how.auroc, held_out, scores_K, drawn_DP)
     return {
         "trivial": alone,
         "together": interval(value, found_D),

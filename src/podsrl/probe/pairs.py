@@ -96,10 +96,15 @@ def fit_pairs(features_KH: np.ndarray, items: Items, strength: float) -> Fitted:
     Example: one feature, 1 for right and 0 for wrong rollouts: a weight that only the penalty
     bounds.
     """
+    scaled_KH, mean_H, scale_H = standardised(features_KH)
+    weight_H = _weight_of_scaled(scaled_KH, pairs_of(items), strength) / scale_H
+    return Fitted(weight_H, float(-weight_H @ mean_H))
+
+
+def _weight_of_scaled(scaled_KH: np.ndarray, pairs: Pairs, strength: float) -> np.ndarray:
+    """The weight of standardised features, float64 (H,)."""
     from sklearn.linear_model import LogisticRegression
 
-    scaled_KH, mean_H, scale_H = standardised(features_KH)
-    pairs = pairs_of(items)
     difference_CH = scaled_KH[pairs.right_C] - scaled_KH[pairs.wrong_C]
     model = LogisticRegression(C=strength, fit_intercept=False, max_iter=1000)
     model.fit(
@@ -107,8 +112,8 @@ def fit_pairs(features_KH: np.ndarray, items: Items, strength: float) -> Fitted:
         np.repeat([1, 0], len(difference_CH)),
         sample_weight=np.concatenate([pairs.weight_C, pairs.weight_C]) / 2,
     )
-    weight_H = model.coef_[0] / scale_H
-    return Fitted(weight_H, float(-weight_H @ mean_H))
+    weight_H: np.ndarray = model.coef_[0]
+    return weight_H
 
 
 @dataclass(frozen=True)
@@ -138,12 +143,12 @@ def fit_gated(features_KDH: np.ndarray, items: Items, strength: float) -> Gated:
     """
     num_layers = features_KDH.shape[1]
     scaled_KDH, mean_DH, scale_DH = standardised(features_KDH)
-    alone = [fit_pairs(scaled_KDH[:, place], items, strength) for place in range(num_layers)]
+    pairs, features = pairs_of(items), torch.from_numpy(scaled_KDH)
+    alone = [_weight_of_scaled(scaled_KDH[:, d], pairs, strength) for d in range(num_layers)]
     # Halved by the gate, the layers' heads begin as their mean.
-    weight_DH = torch.tensor(np.stack([each.weight_H for each in alone]) * 2 / num_layers)
+    weight_DH = torch.tensor(np.stack(alone) * 2 / num_layers)
     gate_DD = torch.zeros(num_layers, num_layers, dtype=torch.float64)
     parameters = [weight_DH.requires_grad_(), gate_DD.requires_grad_()]
-    pairs, features = pairs_of(items), torch.from_numpy(scaled_KDH)
     right_C, wrong_C = torch.from_numpy(pairs.right_C), torch.from_numpy(pairs.wrong_C)
     weight_C = torch.from_numpy(pairs.weight_C)
     optimizer = torch.optim.LBFGS(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from podsrl.probe.auroc import Items
 from podsrl.probe.head import About, Head, model_digest
-from podsrl.probe.measure import FRAC_HELD_OUT, Measured, measure
+from podsrl.probe.measure import FRAC_HELD_OUT, Measured, measure, told_of_head
 from podsrl.probe.pairs import head_of
 from podsrl.probe.trivial import trivial_features
 from podsrl.runs.folder import FROM_PYTHON, read_json
@@ -217,7 +217,6 @@ def fit_probe(
         kind=kind,
         frac_held_out=frac_held_out,
     )
-    figures = found.figures
     about = About(
         model=name,
         model_digest=model_digest(model),
@@ -226,12 +225,7 @@ def fit_probe(
         at=at,
         kind=kind,
         label=logged.label,
-        auroc=figures["auroc"],
-        auroc_low=figures["low"],
-        auroc_high=figures["high"],
-        num_prompts_fitted=figures["num_prompts_fitted"],
-        num_prompts_held_out=figures["num_prompts_held_out"],
-        within_low=figures["within"]["low"] if "within" in figures else None,
+        **told_of_head(found.figures),
     )
     return head_of(found.choice.fitted, about), found
 

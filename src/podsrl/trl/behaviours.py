@@ -18,6 +18,7 @@ from podsrl.trl.behaviours_checks import (
 )
 from podsrl.trl.config import PODSConfig
 from podsrl.trl.followers import Followers, name_of
+from podsrl.trl.records import brought_by
 from podsrl.trl.sampling import Sampler
 
 
@@ -63,16 +64,10 @@ class Behaviours:
 
         A success is a rollout to which the first reward function gives more than 0.
         """
-        rewards_PN = selection.rewards_per_func_PNF[..., 0]
-        success_PN = rewards_PN > 0
+        success_PN = selection.rewards_per_func_PNF[..., 0] > 0
         found = {"behaviours/frac_groups_with_success": success_PN.any(1).double().mean()}
-        of_each = [each.split(self.num_each, dim=1) for each in (success_PN, selection.kept_PN)]
-        scored = (~rewards_PN.isnan()).split(self.num_each, dim=1)
-        for k, (success_PK, kept_PK, scored_PK) in enumerate(zip(*of_each, scored, strict=True)):
-            found |= {
-                f"behaviours/{k}/frac_kept": kept_PK.sum() / selection.kept_PN.sum(),
-                f"behaviours/{k}/frac_success": success_PK.sum() / scored_PK.sum().clamp(min=1),
-            }
+        for k, (kept, success, _) in enumerate(brought_by(selection, self.num_each)):
+            found |= {f"behaviours/{k}/frac_kept": kept, f"behaviours/{k}/frac_success": success}
         return {name: number.double() for name, number in found.items()}
 
     def save(self, checkpoint: Path) -> None:

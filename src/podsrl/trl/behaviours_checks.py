@@ -1,12 +1,11 @@
 """What `behaviours` says, and what it cannot go with: one error each, with the remedy."""
 
-import json
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from podsrl.core.combine import SUM_THEN_NORMALIZE
 from podsrl.core.objectives import OBJECTIVES
-from podsrl.trl.needs import check_needs
+from podsrl.trl.needs import check_needs, from_json
 
 if TYPE_CHECKING:
     from podsrl.trl.config import PODSConfig
@@ -29,12 +28,7 @@ def read_behaviours(value: Any) -> list[dict[str, float]] | None:
     """
     if value is None:
         return None
-    found = value
-    if isinstance(value, str):
-        try:
-            found = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"behaviours is {value!r}, no JSON: write {EXAMPLE}.") from error
+    found = from_json("behaviours", value, EXAMPLE)
     if not isinstance(found, list) or not found or not all(map(_is_behaviour, found)):
         raise ValueError(
             f"behaviours is {value!r}: give a list of mappings with temperature and share, numbers "

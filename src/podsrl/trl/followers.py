@@ -27,6 +27,7 @@ from podsrl.core.selection import Selection
 from podsrl.packing.microbatch import pick
 from podsrl.trl.behaviours_checks import FOLLOWER
 from podsrl.trl.dealing import BEHAVIOUR, FOLLOWER_ADVANTAGES, GROUP, REWARDS
+from podsrl.trl.needs import refuse_cases
 
 FILE = "followers.pt"
 
@@ -244,8 +245,4 @@ def refuse_followers(host: GRPOTrainer) -> None:
             {"model", "params", "optimizer_dict"} & set(optimizer_of(host)[1])
         ),
     }
-    for what, holds in cases.items():
-        if holds:
-            raise NotImplementedError(
-                f"follower_entropy does not serve {what}: leave it out, or the other."
-            )
+    refuse_cases("follower_entropy does not serve", cases, "leave it out, or the other.")

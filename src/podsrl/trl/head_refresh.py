@@ -93,7 +93,7 @@ class HeadRefresh:
         """A head that is better than chance, or None; AUROC of the standing one and of this one."""
         from podsrl.probe.auroc import auroc_within
         from podsrl.probe.fit import TooFew
-        from podsrl.probe.measure import measure
+        from podsrl.probe.measure import measure, told_of_head
         from podsrl.probe.pairs import head_of
 
         states_SDH, items = torch.cat(self._states), self._items()
@@ -107,19 +107,10 @@ class HeadRefresh:
         except TooFew as reason:
             logger.warning("rbrm_head stays as it was at step %d: %s", seed + 1, reason)
             return None, standing, None
-        figures, within = found.figures, found.figures["within"]
-        told = replace(
-            about,
-            auroc=figures["auroc"],
-            auroc_low=figures["low"],
-            auroc_high=figures["high"],
-            num_prompts_fitted=figures["num_prompts_fitted"],
-            num_prompts_held_out=figures["num_prompts_held_out"],
-            within_low=within["low"],
-        )
+        told = replace(about, **told_of_head(found.figures))
         is_good = told.tells_within and not told.is_chance
         head = head_of(found.choice.fitted, told) if is_good else None
-        return head, standing, within["value"]
+        return head, standing, found.figures["within"]["value"]
 
     def _items(self) -> "Items":
         from podsrl.probe.auroc import Items

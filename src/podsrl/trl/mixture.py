@@ -15,6 +15,8 @@ from podsrl.probe.head import Head, load_prefix_heads
 from podsrl.sampling.mixture import AGREED, Agent, Mixed, decode_mixture
 from podsrl.sampling.settings import SamplingSettings, settings_or_reason
 from podsrl.trl.mixture_checks import POLICY, num_mixed
+from podsrl.trl.needs import refuse_cases
+from podsrl.trl.records import brought_by
 from podsrl.trl.sampling import (
     PromptOnce,
     autocast_dtype,
@@ -69,9 +71,9 @@ class WithMixture:
         if isinstance(settings, str):
             raise RuntimeError(f"rollout_mixture cannot write any more: {settings}")
         first_mixed = self.num_rollouts - self.num_mixed
-        rows = [range(len(prompt_ids))[place :: self.num_rollouts] for place in range(first_mixed)]
-        own = sorted(row for of_place in rows for row in of_place)
-        mixed = sorted(set(range(len(prompt_ids))) - set(own))
+        rows = range(len(prompt_ids))
+        own = [row for row in rows if row % self.num_rollouts < first_mixed]
+        mixed = [row for row in rows if row % self.num_rollouts >= first_mixed]
         completion_ids: list[list[int]] = [[]] * len(prompt_ids)
         if own:
             sampled = self.policy([prompt_ids[row] for row in own], *more)
@@ -107,18 +109,17 @@ class WithMixture:
         owners = [owner for each in self.written for owner in each.chosen]
         self.written = []
         others = [owner not in (AGREED, self.number_of_policy) for owner in owners]
-        rewards_PN = selection.rewards_per_func_PNF[..., 0]
-        success_PN, scored_PN = rewards_PN > 0, ~rewards_PN.isnan()
-        of_mixture, of_policy = slice(-self.num_mixed, None), slice(None, -self.num_mixed)
+        sizes = (self.num_rollouts - self.num_mixed, self.num_mixed)
+        of_policy, of_mixture = brought_by(selection, sizes)
         found = {
             "mixture/frac_tokens_agreed": torch.tensor(owners.count(AGREED) / len(owners)),
             "mixture/frac_tokens_other": torch.tensor(sum(others) / len(owners)),
-            "mixture/frac_kept": selection.kept_PN[:, of_mixture].sum() / selection.kept_PN.sum(),
+            "mixture/frac_kept": of_mixture[0],
         }
-        for name, places in {"": of_mixture, "_of_policy": of_policy}.items():
-            if (num_scored := scored_PN[:, places].sum()) > 0:
-                found[f"mixture/frac_success{name}"] = success_PN[:, places].sum() / num_scored
-        device = rewards_PN.device
+        for name, (_, success, num_scored) in {"": of_mixture, "_of_policy": of_policy}.items():
+            if num_scored > 0:
+                found[f"mixture/frac_success{name}"] = success
+        device = selection.kept_PN.device
         return {name: number.double().to(device) for name, number in found.items()}
 
 
@@ -132,11 +133,8 @@ def refuse_mixture(host: GRPOTrainer) -> None:
         "adapters, as its head is known by the weights alone": hasattr(host.model, "peft_config"),
         f"what our sampler does not serve ({reason})": isinstance(reason, str),
     }
-    for what, holds in cases.items():
-        if holds:
-            raise NotImplementedError(
-                f"rollout_mixture does not serve {what} yet: leave rollout_mixture out."
-            )
+    cases = {f"{what} yet": holds for what, holds in cases.items()}
+    refuse_cases("rollout_mixture does not serve", cases, "leave rollout_mixture out.")
 
 
 def _model(host: GRPOTrainer, told: dict[str, str], head: Head) -> Any:

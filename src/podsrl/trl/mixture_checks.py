@@ -1,11 +1,10 @@
 """What `rollout_mixture` says, and what it cannot go with: one error each, with the remedy."""
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from podsrl.core.objectives import OBJECTIVES
 from podsrl.trl.behaviours_checks import TOLERANCE
-from podsrl.trl.needs import check_needs
+from podsrl.trl.needs import check_needs, from_json
 
 if TYPE_CHECKING:
     from podsrl.trl.config import PODSConfig
@@ -29,12 +28,7 @@ def read_mixture(value: Any) -> list[dict[str, str]] | None:
     """
     if value is None:
         return None
-    found = value
-    if isinstance(value, str):
-        try:
-            found = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"rollout_mixture is {value!r}, no JSON: write {EXAMPLE}.") from error
+    found = from_json("rollout_mixture", value, EXAMPLE)
     if not isinstance(found, list) or not all(map(_is_agent, found)):
         raise ValueError(
             f"rollout_mixture is {value!r}: give a list of mappings with model and head, a folder "

@@ -1,5 +1,6 @@
-"""What a setting needs of others: one error, with the remedy."""
+"""How settings are read and refused: one error each, with the remedy."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,3 +17,32 @@ def check_needs(what: str, needs: Mapping[str, Any], otherwise: str) -> None:
     for need, is_met in needs.items():
         if not is_met:
             raise ValueError(f"{what} {need}. Change it, or {otherwise}.")
+
+
+def refuse_cases(what: str, cases: Mapping[str, Any], otherwise: str) -> None:
+    """Raise `NotImplementedError` for the first case that holds.
+
+    what: who does not serve it, to the verb. cases: each in words, and whether it holds. otherwise:
+    what to do.
+
+    Example: `refuse_cases("x does not serve", {"images": True}, "leave x out.")` says "x does not
+    serve images: leave x out."
+    """
+    for case, holds in cases.items():
+        if holds:
+            raise NotImplementedError(f"{what} {case}: {otherwise}")
+
+
+def from_json(name: str, value: Any, example: str) -> Any:
+    """Return the value of a setting, which a flag gives as JSON.
+
+    Raises `ValueError` for text that is none.
+
+    Example: the text `[1]` gives [1], and so does [1].
+    """
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{name} is {value!r}, no JSON: write {example}.") from error

@@ -3,6 +3,7 @@
 Shape letters: P prompts, N sampled rollouts, F reward functions, B kept rows.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from trl import GRPOTrainer
 
 from podsrl.core.combine import SUM_THEN_NORMALIZE, combine
+from podsrl.core.selection import Selection
 from podsrl.core.statistics import reward_metrics
 from podsrl.trl.batch import COMPLETION_IDS, COMPLETIONS, TOOL_MASK, GenerationBatch, Rollouts
 from podsrl.trl.early_stop import Stopping
@@ -98,3 +100,23 @@ def _transcripts(
         texts.append(None if completion is None else text)  # not sampled in a round
         given.append(parts)
     return texts, given
+
+
+def brought_by(selection: Selection, sizes: Sequence[int]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Of each part of the groups: its share of the kept, its share of successes, and of how many.
+
+    sizes: rollouts of each part, in the order of a group. A success is a rollout to which the first
+    reward function gives more than 0; rollouts without such a reward are not counted.
+
+    Example: parts of 2 and 2, rewards (0, 1, 1, 1) of which the last two are kept: shares 0 and 1
+    of the kept, 1/2 and 1 of successes, of 2 each.
+    """
+    rewards_PN = selection.rewards_per_func_PNF[..., 0]
+    scored_PN, num_kept = ~rewards_PN.isnan(), selection.kept_PN.sum()
+    parts = (
+        each.split(list(sizes), dim=1) for each in (rewards_PN > 0, scored_PN, selection.kept_PN)
+    )
+    return [
+        (kept.sum() / num_kept, success.sum() / scored.sum().clamp(min=1), scored.sum())
+        for success, scored, kept in zip(*parts, strict=True)
+    ]

@@ -17,6 +17,7 @@ from podsrl.trl.behaviours_checks import num_followers
 from podsrl.trl.config import PODSConfig
 from podsrl.trl.followers import refuse_followers
 from podsrl.trl.mixture import refuse_mixture
+from podsrl.trl.needs import refuse_cases
 from podsrl.trl.reward_checks import refuse_group_rewards
 from podsrl.trl.sampling import settings_or_why_generate
 from podsrl.trl.token_kl import refuse_hidden
@@ -277,11 +278,7 @@ def _refuse_branches(
         ),
         "models that read images": host._is_vlm,
     }
-    for what, holds in cases.items():
-        if holds:
-            raise NotImplementedError(
-                f"{what_samples} samples continuations, which does not serve {what}: {remedy}."
-            )
+    refuse_cases(f"{what_samples} samples continuations, which does not serve", cases, f"{remedy}.")
 
 
 def _refuse_reference(host: GRPOTrainer) -> None:
