@@ -76,11 +76,30 @@ def run_in_turn(
         return {name: run.result() for name, run in runs.items()}
 
 
-def median_step(side: dict[str, Any]) -> float:
-    """Seconds of sampling and update of the median step, the first not counted."""
+def seconds_of_steps(side: dict[str, Any]) -> list[float]:
+    """Sampling and update of every step, the first not counted."""
     each = side["each_step"]
     pairs = zip(each["sampling_seconds"], each["update_seconds"], strict=True)
-    return statistics.median([sum(pair) for pair in pairs][1:])
+    return [sum(pair) for pair in pairs][1:]
+
+
+def median_step(side: dict[str, Any]) -> float:
+    """Seconds of sampling and update of the median step, the first not counted."""
+    return statistics.median(seconds_of_steps(side))
+
+
+def median_pairs(ours: dict[str, Any], others: dict[str, Any]) -> dict[str, float]:
+    """Median over the steps of ours over the other side's, the first step not counted.
+
+    Sampling takes as long as answers are: the share of the lengths belongs to that of the seconds.
+    """
+    each, other = ours["each_step"], others["each_step"]
+    shares = {
+        key: [a / b for a, b in zip(each[key], other[key], strict=True)][1:] for key in EACH_STEP
+    }
+    steps = zip(seconds_of_steps(ours), seconds_of_steps(others), strict=True)
+    shares["step"] = [a / b for a, b in steps]
+    return {key: statistics.median(values) for key, values in shares.items()}
 
 
 def summary(seeds: dict[str, dict[str, Any]], other: str) -> dict[str, Any]:
@@ -94,6 +113,7 @@ def summary(seeds: dict[str, dict[str, Any]], other: str) -> dict[str, Any]:
         "share_of_seconds_median": statistics.median(shares),
         "share_of_seconds_max": max(shares),
         "share_of_median_step": [median_step(a) / median_step(b) for a, b in pairs],
+        "median_pairs": [median_pairs(a, b) for a, b in pairs],
         "accuracy_difference": mean_interval(differences),
     }
 

@@ -3,12 +3,12 @@
     python benchmarks/step.py --output benchmarks/step.json
     python benchmarks/step.py --tokens 1024 --cases "tiny 4 x (16 -> 4)"
 
-Three cases: one prompt 64 -> 16 and four prompts 16 -> 4 on the packaged model, and the latter on
-an untrained model of 2.4 M parameters. A case that is measured anew replaces its figures in the
-JSON and leaves the others. No rollout ends before the length limit, and rewards fall by a coin, so
-that no group is dead: what dead rows save is measured by dead_rows.py. The arms of a case run in
-one process, in turn, `--repeats` times; each time an arm's trainer is made anew, and its very first
-step is not counted.
+Four cases: one prompt 64 -> 16 or 16 -> 4 and four prompts 16 -> 4 on the packaged model, and the
+last on an untrained model of 2.4 M parameters. A case that is measured anew replaces its figures in
+the JSON and leaves the others. No rollout ends before the length limit, and rewards fall by a coin,
+so that no group is dead: what dead rows save is measured by dead_rows.py. The arms of a case run
+in one process, in turn, forwards and backwards, `--repeats` times; each time an arm's trainer is
+made anew, and its first step, which allocates what later ones use, is not counted.
 Phases: sampling, rewards, selection, log-probs and update (forward and backward), optimizer, and
 everything else; the JSON holds medians. Peak memory is the process's resident peak since the arm
 began (the kernel's counter is set back), or the allocator's on CUDA. On a CPU it includes what the
@@ -59,6 +59,7 @@ class Case:
 
 CASES = {
     "packaged 1 x (64 -> 16)": Case("smollm2-135m", 1, 64, 16),
+    "packaged 1 x (16 -> 4)": Case("smollm2-135m", 1, 16, 4),
     "packaged 4 x (16 -> 4)": Case("smollm2-135m", 4, 16, 4),
     "tiny 4 x (16 -> 4)": Case("tiny", 4, 16, 4),
 }
@@ -87,9 +88,7 @@ def coin(completions: list[Any], **kwargs: Any) -> list[float]:
     return [float(zlib.crc32(repr(completion).encode()) % 2) for completion in completions]
 
 
-def run_arm(
-    case: Case, options: dict[str, Any], sizes: argparse.Namespace, *, warm_up: int
-) -> list[dict]:
+def run_arm(case: Case, options: dict[str, Any], sizes: argparse.Namespace) -> list[dict]:
     """Figures of every counted step of one arm, in a trainer of its own."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     reset_peak_memory(device)
@@ -98,7 +97,7 @@ def run_arm(
     config = (PODSConfig if pods else GRPOConfig)(
         output_dir=mkdtemp(),
         per_device_train_batch_size=options["num_generations"] * case.prompts,
-        max_steps=warm_up + sizes.steps,
+        max_steps=1 + sizes.steps,
         max_completion_length=sizes.tokens,
         learning_rate=2e-5,
         lr_scheduler_type="constant",
@@ -125,7 +124,7 @@ def run_arm(
     peak = peak_memory_gib(device)
     del trainer
     gc.collect()
-    return [{**step, "peak_memory_gib": peak} for step in watch.steps[warm_up:]]
+    return [{**step, "peak_memory_gib": peak} for step in watch.steps[1:]]
 
 
 def make_model(name: str) -> Any:
@@ -216,10 +215,11 @@ def measure(case: Case, sizes: argparse.Namespace) -> dict[str, Any]:
     rates = []
     for repeat in range(sizes.repeats):
         rates.append(machine_rates())
-        for name, options in arms(case).items():
+        in_order = list(arms(case).items())
+        for name, options in reversed(in_order) if repeat % 2 else in_order:
             if sizes.arms and name not in sizes.arms:
                 continue
-            collected[name] += run_arm(case, options, sizes, warm_up=int(repeat == 0))
+            collected[name] += run_arm(case, options, sizes)
             seconds = collected[name][-1]["total"]
             print(f"{case.model} repeat {repeat} {name}: {seconds:.2f} s", flush=True)
     best = {key: max(rate[key] for rate in rates) for key in rates[0]}
