@@ -88,8 +88,8 @@ def median_step(side: dict[str, Any]) -> float:
     return statistics.median(seconds_of_steps(side))
 
 
-def median_pairs(ours: dict[str, Any], others: dict[str, Any]) -> dict[str, float]:
-    """Median over the steps of ours over the other side's, the first step not counted.
+def shares_of_steps(ours: dict[str, Any], others: dict[str, Any]) -> dict[str, list[float]]:
+    """Ours over the other side's, step by step, the first not counted.
 
     Sampling takes as long as answers are: the share of the lengths belongs to that of the seconds.
     """
@@ -98,8 +98,18 @@ def median_pairs(ours: dict[str, Any], others: dict[str, Any]) -> dict[str, floa
         key: [a / b for a, b in zip(each[key], other[key], strict=True)][1:] for key in EACH_STEP
     }
     steps = zip(seconds_of_steps(ours), seconds_of_steps(others), strict=True)
-    shares["step"] = [a / b for a, b in steps]
-    return {key: statistics.median(values) for key, values in shares.items()}
+    return {**shares, "step": [a / b for a, b in steps]}
+
+
+def medians(seeds: list[dict[str, list[float]]]) -> dict[str, float]:
+    """Of each share, over the steps of all these seeds."""
+    return {key: statistics.median(x for seed in seeds for x in seed[key]) for key in seeds[0]}
+
+
+def commit_of(checkout: Path) -> str:
+    """The commit that a checkout stands at, in short."""
+    command = ["git", "-C", str(checkout), "rev-parse", "--short=7", "HEAD"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def summary(seeds: dict[str, dict[str, Any]], other: str) -> dict[str, Any]:
@@ -108,12 +118,14 @@ def summary(seeds: dict[str, dict[str, Any]], other: str) -> dict[str, Any]:
     if not pairs:
         return {}
     shares = [a["seconds"]["training"] / b["seconds"]["training"] for a, b in pairs]
+    steps = [shares_of_steps(a, b) for a, b in pairs]
     differences = [a["accuracy_after"]["value"] - b["accuracy_after"]["value"] for a, b in pairs]
     return {
         "share_of_seconds_median": statistics.median(shares),
         "share_of_seconds_max": max(shares),
         "share_of_median_step": [median_step(a) / median_step(b) for a, b in pairs],
-        "median_pairs": [median_pairs(a, b) for a, b in pairs],
+        "median_pairs": [medians([seed]) for seed in steps],
+        "median_of_all_pairs": medians(steps),
         "accuracy_difference": mean_interval(differences),
     }
 
@@ -130,6 +142,9 @@ def main() -> None:
         other: (arguments.before or HERE.parent, [] if arguments.before else ON_TRL_PATHS),
         "podsrl": (HERE.parent, []),
     }
+    about = {"recipe": RECIPE.name}
+    if arguments.before:
+        about["before"] = commit_of(arguments.before)
     seeds = read_json(arguments.output)["seeds"] if arguments.output.exists() else {}
     for seed in arguments.seeds:
         sides = seeds.setdefault(str(seed), {})
@@ -139,7 +154,7 @@ def main() -> None:
                 continue
             checkout, arm = sides_run[side]
             sides[side] = both.get(side) or run_side(checkout, seed, [*arm, *extra])
-            content = {"recipe": RECIPE.name, "summary": summary(seeds, other), "seeds": seeds}
+            content = {**about, "summary": summary(seeds, other), "seeds": seeds}
             write_json(arguments.output, content)
             seconds = sides[side]["seconds"]["training"]
             print(f"seed {seed}, {side}: {seconds:.0f} s of training", flush=True)
