@@ -16,6 +16,7 @@ ALLOWED = {
     "cuda": r"needs a CUDA device",
     "browser": r"needs a browser: .*",
     "data": r"needs the real data in .*",
+    "bfloat16": r"needs an x86 processor with bfloat16 products of oneDNN",
     "git": r"needs a git checkout, .*",
     "openmp": r"this torch has another OpenMP, .*",
     "deepspeed": r"deepspeed is installed",

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from podsrl.sampling.blocked_weights import blocked_weights
 from podsrl.sampling.cache import dtype_of_attention
 from podsrl.sampling.logits import next_tokens, uniform_numbers
 from podsrl.sampling.memory import (
@@ -249,6 +250,7 @@ def _ready(
             stack.enter_context(evaluation(model))
             steps = settings.max_new_tokens
             stack.enter_context(merged_adapters(model, autocast_dtype, num_steps=steps))
+            stack.enter_context(blocked_weights(model, autocast_dtype, num_steps=steps))
         stack.enter_context(autocast(models[0].device, autocast_dtype))
         yield [
             stack.enter_context(taking(each.model, [each.layer], lambda states: states[:, -1]))

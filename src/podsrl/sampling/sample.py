@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from podsrl.sampling.blocked_weights import blocked_weights
 from podsrl.sampling.cache import dtype_of_attention
 from podsrl.sampling.logits import next_tokens, uniform_numbers
 from podsrl.sampling.memory import (
@@ -95,6 +96,7 @@ def sample(
         evaluation(model),
         torch.no_grad(),
         merged_adapters(model, autocast_dtype, num_steps=settings.max_new_tokens),
+        blocked_weights(model, autocast_dtype, num_steps=settings.max_new_tokens),
         autocast(model.device, autocast_dtype),
         tapped(model, tap_layers) as tap,
     ):
