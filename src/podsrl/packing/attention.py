@@ -25,6 +25,7 @@ from transformers.masking_utils import sdpa_mask
 
 from podsrl.packing.masks import attention_mask, layer_windows
 from podsrl.packing.pack import PackedBatch
+from podsrl.packing.precision import in_faster_precision
 
 SHARED_PREFIX = "podsrl_sdpa"
 FLASH = "flash_attention_2"
@@ -165,9 +166,12 @@ def shared_prefix_attention(
     window = kwargs.get("sliding_window")
     shared_prefix.windows.add(window)
 
-    def attend(number: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        mask = shared_prefix.mask(number, window, q)
-        return sdpa_attention_forward(module, q, k, v, mask, **kwargs | {"is_causal": True})[0]
+    def attend(number: int, *states: Tensor) -> Tensor:
+        def attend_to(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            mask = shared_prefix.mask(number, window, q)
+            return sdpa_attention_forward(module, q, k, v, mask, **kwargs | {"is_causal": True})[0]
+
+        return in_faster_precision(attend_to, *states)
 
     return _by_problem(shared_prefix, query, key, value, attend), None
 
