@@ -1,8 +1,8 @@
 """Weights kept, while a model samples on a CPU, in the blocks that its processor multiplies.
 
 oneDNN, which computes torch's bfloat16 products, reads a weight in blocks of its own and brings a
-plain matrix there at every product. With the few rows of decoding that is a third of the product's
-time, and nothing of it is new from one token to the next: here it is done once per call.
+plain matrix there at every product. With the rows of decoding that is a tenth to two fifths of the
+product's time, and nothing of it is new from one token to the next: here it is done once per call.
 """
 
 import platform
@@ -17,7 +17,7 @@ from podsrl.sampling.memory import SHARE_OF_FREE_MEMORY, free_bytes
 from podsrl.sampling.modes import MIN_STEPS
 
 # For how many rows the blocks are made. One layout serves them all: made for 16 to 1,024 rows, the
-# products of 1 to 1,024 rows took the same time within the noise (benchmarks/blocked_weights.py).
+# products of 1 to 1,024 rows took the same time within the noise (benchmarks/cpu.py).
 NUM_ROWS = 64
 
 
@@ -33,7 +33,8 @@ def blocked_weights(
     nothing is done, as the blocks take the time that some 4 steps save.
 
     Results are those of the plain layers under the same autocast, to the bit where oneDNN adds up
-    in the same order: with AMX or AVX512-BF16 up to 256 rows at least, elsewhere to rounding.
+    in the same order: with AMX and weights of SmolLM2-135M or Qwen2.5-0.5B up to 256 rows, and
+    always to rounding.
 
     Left as they are: layers off the CPU or in another precision, subclasses of `nn.Linear` and
     layers whose `forward` somebody else has replaced, sharded weights, and all of them on

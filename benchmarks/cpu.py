@@ -1,14 +1,18 @@
-"""bfloat16 products on a CPU with weights in blocks against plain ones, and sampling with either.
+"""What bfloat16 costs on a CPU: weights in blocks, attention in float32, each on and off.
 
-    python benchmarks/blocked_weights.py --output benchmarks/blocked_weights.json   # 6 minutes
+    python benchmarks/cpu.py --output benchmarks/cpu.json   # 6 minutes
 
-Products: all layers of some layers of a model, weights of their own each, so that they come from
-memory as in a model, over the rows that are multiplied at once. Sampling: the default recipe's
-shape, 4 prompts of 16 rollouts of 24 tokens, none of which ends early, of the packaged model with
-float32 weights under bfloat16 autocast, as it is and with LoRA's adapters on two projections (whose
-frozen weights autocast casts at every step). Both arms in turn in one process, the first to go
-changing; medians, and the median over pairs. `equal` says whether both arms' results are the same
-bits: products are summed in the same order up to some hundred rows.
+Sampling: the default recipe's shape, 4 prompts of 16 rollouts of 24 tokens, none of which ends
+early, of the packaged model with float32 weights under bfloat16 autocast, as it is and with LoRA's
+adapters on two projections (whose frozen weights autocast casts at every step); weights plain and
+in blocks. Products: of some layers of a model, with weights of their own each, so that they come
+from memory as in a model, over the rows that are multiplied at once. Attention: of a packed row's
+completions and their prompts, forwards and backwards, in bfloat16 and in float32, with the casts
+that either needs.
+
+Both sides in turn in one process, the first to go changing; medians, and the median over pairs.
+`equal` says whether both sides' results are the same bits: products are summed in the same order up
+to some hundred rows.
 """
 
 import argparse
@@ -22,8 +26,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from podsrl.models import load_model
+from podsrl.packing.precision import in_faster_precision
 from podsrl.sampling import blocked_weights as blocks
 from podsrl.sampling.sample import sample
 from podsrl.sampling.settings import SamplingSettings
@@ -34,12 +40,14 @@ MODELS = {
     "Qwen2.5-0.5B": (896, 128, 4864, 8),
     "Qwen2.5-1.5B": (1536, 256, 8960, 4),
 }
-ROWS = (1, 4, 16, 32, 64, 128, 256, 384, 512, 1024)
+ROWS = (1, 16, 64, 128, 256, 512)
+# Rows, queries of each, keys of each.
+SHAPES = ((4, 24, 72), (1, 48, 48), (16, 64, 110), (4, 24, 512), (4, 128, 512))
 HAS_BLOCKS = blocks._has_blocks
 
 
 def in_turn(arms: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Any]:
-    """Seconds of both arms by turns, after one call of each that is not counted."""
+    """Seconds of two arms by turns, one call of each before; the second's share of the first's."""
     names = list(arms)
     results = {name: arm() for name, arm in arms.items()}
     seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -48,15 +56,13 @@ def in_turn(arms: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Any]:
             start = time.perf_counter()
             arms[name]()
             seconds[name].append(time.perf_counter() - start)
-    pairs = [
-        blocked / plain for plain, blocked in zip(seconds["plain"], seconds["blocked"], strict=True)
-    ]
-    return {
+    pairs = [new / old for old, new in zip(*seconds.values(), strict=True)]
+    found = {
         **{f"{name}_seconds": statistics.median(each) for name, each in seconds.items()},
         "share_median_pair": statistics.median(pairs),
         "share_quartiles": statistics.quantiles(pairs)[::2],
-        "equal": same(results["plain"], results["blocked"]),
     }
+    return found | ({} if None in results.values() else {"equal": same(*results.values())})
 
 
 def same(first: Any, second: Any) -> bool:
@@ -113,7 +119,37 @@ def of_sampling(with_lora: bool, args: argparse.Namespace) -> dict[str, Any]:
         return rollouts.completion_ids, rollouts.log_probs
 
     arms = {"plain": lambda: draw(lambda: False), "blocked": lambda: draw(HAS_BLOCKS)}
-    return in_turn(arms, args.repeats)
+    found = in_turn(arms, args.repeats)
+    blocks._has_blocks = HAS_BLOCKS
+    return found
+
+
+def of_attention(shape: tuple[int, int, int], repeats: int) -> dict[str, Any]:
+    """Output and gradients of rows of completions that see their prompts and themselves."""
+    num_rows, num_queries, num_keys = shape
+    torch.manual_seed(0)
+    # As they come from a layer under autocast: rotary positions leave float32, values do not.
+    states = [torch.randn(num_rows, 9, num_queries, 64), torch.randn(num_rows, 3, num_keys, 64)]
+    states = [*states, torch.randn(num_rows, 3, num_keys, 64).bfloat16()]
+    for each in states:
+        each.requires_grad_()
+    later = torch.arange(num_keys) > torch.arange(num_keys)[num_keys - num_queries :, None]
+    upstream = torch.randn(num_rows, 9, num_queries, 64).bfloat16()
+
+    def attend(q: Any, k: Any, v: Any) -> Any:
+        mask = torch.zeros(later.shape, dtype=q.dtype).masked_fill_(later, -torch.inf)
+        return scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+
+    def both_ways(function: Callable[..., Any]) -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            output = function(attend, *states)
+        torch.autograd.grad(output, states, upstream)
+
+    arms = {
+        "bfloat16": lambda: both_ways(lambda function, *x: function(*x)),
+        "float32": lambda: both_ways(in_faster_precision),
+    }
+    return in_turn(arms, repeats)
 
 
 def main() -> None:
@@ -122,7 +158,7 @@ def main() -> None:
     parser.add_argument("--num-rollouts", type=int, default=16, help="of each of 4 prompts")
     parser.add_argument("--new-tokens", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--rows", nargs="*", type=int, default=ROWS)
+    parser.add_argument("--rows", nargs="*", type=int, default=ROWS, help="of the products")
     parser.add_argument("--output", type=Path)
     args = parser.parse_args()
     if not HAS_BLOCKS():
@@ -135,6 +171,7 @@ def main() -> None:
         "repeats": args.repeats,
         "sampling": {},
         "products": {},
+        "attention": {},
     }
 
     def note(part: dict[str, Any], name: str, found: dict[str, Any]) -> None:
@@ -149,6 +186,9 @@ def main() -> None:
         of_model = report["products"].setdefault(name, {})
         for num_rows in args.rows:
             note(of_model, str(num_rows), of_products(name, num_rows, args.repeats))
+    for shape in SHAPES:
+        name = f"{shape[0]} x {shape[1]} of {shape[2]} keys"
+        note(report["attention"], name, of_attention(shape, args.repeats))
 
 
 if __name__ == "__main__":
