@@ -56,13 +56,13 @@ def test_products_have_the_bits_of_plain_ones(num_rows: int, dtype: torch.dtype)
         for x in (wide[:, :1, ::2], wide[:, 0, : layer.in_features], wide[0, 0, ::2]):
             with torch.no_grad(), autocast():
                 plain = layer(x)
-                with blocked_weights(layers, BF16) as num_layers:
+                with blocked_weights(layers) as num_layers:
                     found = layer(x)
             assert num_layers == 4 and num_replaced(layers) == 0
             assert found.dtype == plain.dtype == BF16 and found.shape == plain.shape
             # To the bit with AMX or AVX512-BF16; without them oneDNN adds up in another order.
             torch.testing.assert_close(found, plain, atol=0.02, rtol=0)
-            if torch.backends.cpu.get_cpu_capability() == "AVX512" and has_amx():
+            if has_amx():
                 assert torch.equal(found, plain)
 
 
@@ -84,22 +84,25 @@ def test_rollouts_are_the_same_bits_with_and_without(
             counts.append(count)
             yield count
 
-    def rollouts() -> Any:
+    def rollouts(dtype: torch.dtype | None) -> Any:
         return sampling.sample(
             model,
             PROMPTS,
             8,
             settings=SETTINGS,
             generator=torch.Generator().manual_seed(2),
-            autocast_dtype=BF16,
+            autocast_dtype=dtype,
             return_log_probs=True,
         )
 
     monkeypatch.setattr(sampling, "blocked_weights", counting)
-    found = rollouts()
+    found = rollouts(BF16)
+    with autocast():  # as evaluations sample
+        assert rollouts(None) == found
     monkeypatch.setattr(module, "_has_blocks", lambda: False)
-    plain = rollouts()
-    assert counts == [sum(type(each) is nn.Linear for each in model.modules()), 0]
+    plain = rollouts(BF16)
+    num_layers = sum(type(each) is nn.Linear for each in model.modules())
+    assert counts == [num_layers, num_layers, 0]
     if has_amx():
         assert found.completion_ids == plain.completion_ids and found.log_probs == plain.log_probs
     assert num_replaced(model) == 0
@@ -125,7 +128,7 @@ def test_a_model_that_takes_part_twice_in_a_mixture_is_changed_once_and_put_back
 
 def test_layers_are_put_back_after_an_error() -> None:
     model = make_model()
-    with pytest.raises(KeyError), blocked_weights(model, BF16) as count:
+    with pytest.raises(KeyError), autocast(), blocked_weights(model) as count:
         assert count == num_replaced(model) > 0
         raise KeyError
     assert num_replaced(model) == 0
@@ -134,7 +137,7 @@ def test_layers_are_put_back_after_an_error() -> None:
 def test_a_layer_that_runs_outside_autocast_runs_in_its_own_precision() -> None:
     layers, x = Layers(), torch.randn(4, 576)
     plain = layers.each[0](x)
-    with blocked_weights(layers, BF16), autocast():
+    with autocast(), blocked_weights(layers):
         assert layers.each[0](x).dtype == BF16
         with autocast(enabled=False):
             inside = layers.each[0](x)
@@ -151,24 +154,24 @@ def test_what_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     layers.each[0].forward = lambda x: x  # type: ignore[method-assign]
     layers.each[1].weight.ds_id = 1
     layers.each[2].double()
-    for dtype, steps, expected in [(BF16, 16, 1), (BF16, 15, 0), (None, 16, 0)]:
-        with blocked_weights(layers, dtype, num_steps=steps) as count:
+    for is_cast, steps, expected in [(True, 16, 1), (True, 15, 0), (False, 16, 0)]:
+        with autocast(is_cast), blocked_weights(layers, num_steps=steps) as count:
             assert count == expected
     assert "forward" in vars(layers.each[0])  # the one that was there
-    with blocked_weights(Layers(), torch.float16) as count:
+    with torch.autocast("cpu", torch.float16), blocked_weights(Layers()) as count:
         assert count == 0
     with blocked_weights(Layers().bfloat16()) as count:  # runs in bfloat16 of its own
         assert count == 4
-    with blocked_weights(Layers().to("meta"), BF16) as count:
+    with autocast(), blocked_weights(Layers().to("meta")) as count:
         assert count == 0
     # 576*192 + 2*576*1536 + 576*4000 weights of 2 bytes are 8,368,128; a quarter of what is free
     # may go to them.
     for free, expected in [(4 * 8_368_128, 4), (4 * 8_368_128 - 4, 0)]:
         monkeypatch.setattr(module, "free_bytes", lambda device, free=free: free)
-        with blocked_weights(Layers(), BF16) as count:
+        with autocast(), blocked_weights(Layers()) as count:
             assert count == expected
     monkeypatch.undo()
-    with torch.backends.mkldnn.flags(enabled=False), blocked_weights(Layers(), BF16) as count:
+    with torch.backends.mkldnn.flags(enabled=False), autocast(), blocked_weights(Layers()) as count:
         assert count == 0
 
 

@@ -257,14 +257,14 @@ def test_keys_kept_as_attention_reads_them_change_no_bit(
     model = make_model("qwen2").eval()
     monkeypatch.setattr(sampling, "sharing_pays", lambda *args, **kwargs: way != "copied")
     kept: list[torch.dtype] = []
-    in_half = cache.dtype_of_attention
+    in_half = cache.computing_dtype
 
-    def found(dtype_of_attention: Any) -> Any:
+    def found(computing_dtype: Any) -> Any:
         def noted(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-            kept.append(dtype_of_attention(device, dtype))
+            kept.append(computing_dtype(device, dtype))
             return kept[-1]
 
-        monkeypatch.setattr(cache, "dtype_of_attention", noted)
+        monkeypatch.setattr(cache, "computing_dtype", noted)
         return sample(
             model,
             PROMPTS,
@@ -282,10 +282,10 @@ def test_keys_kept_as_attention_reads_them_change_no_bit(
 
 def test_the_dtype_that_attention_reads() -> None:
     cpu = torch.device("cpu")
-    assert cache.dtype_of_attention(cpu, torch.float32) == torch.float32
+    assert cache.computing_dtype(cpu, torch.float32) == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
-        assert cache.dtype_of_attention(cpu, torch.float32) == torch.bfloat16
-        assert cache.dtype_of_attention(cpu, torch.float64) == torch.float64
+        assert cache.computing_dtype(cpu, torch.float32) == torch.bfloat16
+        assert cache.computing_dtype(cpu, torch.float64) == torch.float64
 
 
 def test_autocast_casts_each_weight_once_for_all_steps() -> None:

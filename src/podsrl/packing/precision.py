@@ -5,8 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from podsrl.core.precision import computing_dtype
+
 # Beyond, what float32 saves in time is little and what it takes in memory is much: both directions
-# take .3 of half precision's time at 72 keys, .4 at 110, .7 at 512, 1.1 at 1,024 (LOG.md).
+# take .35 of half precision's time at 72 keys, .44 at 110, .7 at 512, 1.07 at 1,024 (LOG.md).
 MAX_KEYS_IN_FLOAT32 = 512
 
 
@@ -24,8 +26,8 @@ def in_faster_precision(
     """
     if query.device.type != "cpu" or key.shape[-2] > MAX_KEYS_IN_FLOAT32:
         return attend(query, key, value)
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
-    if dtype not in (torch.bfloat16, torch.float16) or query.dtype == torch.float64:
+    dtype = computing_dtype(query.device, query.dtype)
+    if dtype not in (torch.bfloat16, torch.float16):
         return attend(query, key, value)
     with torch.autocast("cpu", enabled=False):
         return attend(query.float(), key.float(), value.float()).to(dtype)

@@ -7,6 +7,7 @@ from accelerate.utils import extract_model_from_parallel
 from accelerate.utils.other import has_compiled_regions, is_compiled_module
 from torch import Tensor, nn
 
+from podsrl.core.precision import computing_dtype
 from podsrl.packing.attention import (
     FLASH,
     SHARED_PREFIX,
@@ -119,7 +120,5 @@ def _padded(
 
 
 def _precision(causal_lm: Any) -> torch.dtype:
-    device = causal_lm.device.type
-    if torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return torch.float32 if causal_lm.dtype == torch.float64 else causal_lm.dtype
+    dtype = computing_dtype(causal_lm.device, causal_lm.dtype)
+    return torch.float32 if dtype == torch.float64 else dtype

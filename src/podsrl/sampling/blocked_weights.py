@@ -13,23 +13,22 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from podsrl.core.precision import computing_dtype
 from podsrl.sampling.memory import SHARE_OF_FREE_MEMORY, free_bytes
 from podsrl.sampling.modes import MIN_STEPS
 
-# For how many rows the blocks are made. One layout serves them all: made for 16 to 1,024 rows, the
-# products of 1 to 1,024 rows took the same time within the noise (benchmarks/cpu.py).
+# For how many rows the blocks are made. One layout serves them all: made for 16, 64, 256 or 1,024
+# rows, products of 1 to 1,024 rows take the same time within the noise (LOG.md).
 NUM_ROWS = 64
 
 
 @contextmanager
-def blocked_weights(
-    model: PreTrainedModel, autocast_dtype: torch.dtype | None = None, *, num_steps: int = MIN_STEPS
-) -> Iterator[int]:
+def blocked_weights(model: PreTrainedModel, *, num_steps: int = MIN_STEPS) -> Iterator[int]:
     """Linear layers multiply by bfloat16 weights in blocks; gives how many layers do.
 
     A layer gets a `forward` of its own and loses it afterwards, also after an error; weights are
-    not touched, and must not change meanwhile, as the blocks are a copy. autocast_dtype: of the
-    autocast region in which the model will run. num_steps: steps that will be decoded; below 16
+    not touched, and must not change meanwhile, as the blocks are a copy. To be entered within the
+    autocast region in which the model runs, if any. num_steps: steps that will be decoded; below 16
     nothing is done, as the blocks take the time that some 4 steps save.
 
     Results are those of the plain layers under the same autocast, to the bit where oneDNN adds up
@@ -43,7 +42,7 @@ def blocked_weights(
 
     Example: SmolLM2-135M, 30 layers of 7 products and a head: 211 layers, 269 MB.
     """
-    layers = _blockable(model, autocast_dtype) if num_steps >= MIN_STEPS else []
+    layers = _blockable(model) if num_steps >= MIN_STEPS else []
     changed: list[nn.Linear] = []
     try:
         for layer in layers:
@@ -55,7 +54,7 @@ def blocked_weights(
             del vars(layer)["forward"]
 
 
-def _blockable(model: nn.Module, autocast_dtype: torch.dtype | None) -> list[nn.Linear]:
+def _blockable(model: nn.Module) -> list[nn.Linear]:
     """The layers that would run in bfloat16 on this processor, if memory holds their copies."""
     if not _has_blocks():
         return []
@@ -71,7 +70,7 @@ def _blockable(model: nn.Module, autocast_dtype: torch.dtype | None) -> list[nn.
         and not hasattr(module.weight, "ds_id")
         and module.weight.device.type == "cpu"
         and module.weight.dtype in (torch.float32, torch.bfloat16)
-        and (autocast_dtype or module.weight.dtype) == torch.bfloat16
+        and computing_dtype(module.weight.device, module.weight.dtype) == torch.bfloat16
     ]
     num_bytes = sum(layer.weight.numel() * torch.bfloat16.itemsize for layer in layers)
     usable = SHARE_OF_FREE_MEMORY / 2 * free_bytes(torch.device("cpu"))

@@ -17,15 +17,7 @@ from transformers.cache_utils import (
     DynamicSlidingWindowLayer,
 )
 
-
-def dtype_of_attention(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which attention reads states of this dtype: autocast's where it would cast them.
-
-    Example: float32 on a CPU is bfloat16 under `torch.autocast("cpu")`; float64 stays.
-    """
-    if dtype == torch.float64 or not torch.is_autocast_enabled(device.type):
-        return dtype
-    return torch.get_autocast_dtype(device.type)
+from podsrl.core.precision import computing_dtype
 
 
 class RolloutLayer(CacheLayerMixin):
@@ -43,7 +35,7 @@ class RolloutLayer(CacheLayerMixin):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate for the rows, heads and sizes of these states."""
         self.device = key_states.device
-        self.dtype = dtype_of_attention(key_states.device, key_states.dtype)
+        self.dtype = computing_dtype(key_states.device, key_states.dtype)
         self._allocate(key_states, value_states, key_states.shape[0])
 
     def _allocate(self, keys: Tensor, values: Tensor, rows: int) -> None:
@@ -141,7 +133,7 @@ class PlacesLayer(RolloutLayer):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate for `max_rows` rows, with zeros: what was never written must not be NaN."""
         self.device = key_states.device
-        self.dtype = dtype_of_attention(key_states.device, key_states.dtype)
+        self.dtype = computing_dtype(key_states.device, key_states.dtype)
         self._allocate(key_states, value_states, self.max_rows)
         assert self.keys is not None and self.values is not None
         self.keys.zero_()

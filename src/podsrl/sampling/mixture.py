@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from podsrl.core.precision import computing_dtype
 from podsrl.sampling.blocked_weights import blocked_weights
-from podsrl.sampling.cache import dtype_of_attention
 from podsrl.sampling.logits import next_tokens, uniform_numbers
 from podsrl.sampling.memory import (
     SHARE_OF_FREE_MEMORY,
@@ -230,7 +230,7 @@ def _rows_that_fit(
     longest, device = max(map(len, prompt_ids)), models[0].device
     row_bytes = [
         bytes_per_row(
-            model.config, longest, settings=settings, dtype=dtype_of_attention(device, model.dtype)
+            model.config, longest, settings=settings, dtype=computing_dtype(device, model.dtype)
         )
         for model in models
     ]
@@ -246,12 +246,12 @@ def _ready(
 ) -> Iterator[list[dict[int, Tensor]]]:
     """Models in evaluation mode, and where the states of the agents' last passes are found."""
     with ExitStack() as stack:
+        stack.enter_context(autocast(models[0].device, autocast_dtype))
         for model in models:
             stack.enter_context(evaluation(model))
             steps = settings.max_new_tokens
             stack.enter_context(merged_adapters(model, autocast_dtype, num_steps=steps))
-            stack.enter_context(blocked_weights(model, autocast_dtype, num_steps=steps))
-        stack.enter_context(autocast(models[0].device, autocast_dtype))
+            stack.enter_context(blocked_weights(model, num_steps=steps))
         yield [
             stack.enter_context(taking(each.model, [each.layer], lambda states: states[:, -1]))
             for each in agents

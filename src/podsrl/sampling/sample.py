@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from podsrl.core.precision import computing_dtype
 from podsrl.sampling.blocked_weights import blocked_weights
-from podsrl.sampling.cache import dtype_of_attention
 from podsrl.sampling.logits import next_tokens, uniform_numbers
 from podsrl.sampling.memory import (
     SHARE_OF_FREE_MEMORY,
@@ -96,8 +96,8 @@ def sample(
         evaluation(model),
         torch.no_grad(),
         merged_adapters(model, autocast_dtype, num_steps=settings.max_new_tokens),
-        blocked_weights(model, autocast_dtype, num_steps=settings.max_new_tokens),
         autocast(model.device, autocast_dtype),
+        blocked_weights(model, num_steps=settings.max_new_tokens),
         tapped(model, tap_layers) as tap,
     ):
         max_rows, share = _plan_rows(model, prompt_ids, num_rollouts, settings, max_rows)
@@ -133,7 +133,7 @@ def _plan_rows(
 ) -> tuple[int, bool]:
     """How many rows are decoded at once, and whether they share their prompts' keys and values."""
     lengths, config = [len(ids) for ids in prompt_ids], model.config
-    dtype = dtype_of_attention(model.device, model.dtype)
+    dtype = computing_dtype(model.device, model.dtype)
     position_bytes = cache_bytes_per_row(config, 1, dtype=dtype) // config.num_hidden_layers
     can_share = can_share_prompts(model)
     share = can_share and sharing_pays(
