@@ -5,11 +5,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from podsrl.core.precision import computing_dtype
-
 # Beyond, what float32 saves in time is little and what it takes in memory is much: both directions
 # take .35 of half precision's time at 72 keys, .44 at 110, .7 at 512, 1.07 at 1,024 (LOG.md).
 MAX_KEYS_IN_FLOAT32 = 512
+
+
+def computing_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which torch multiplies this one: autocast's where it would cast it."""
+    if dtype == torch.float64 or not torch.is_autocast_enabled(device.type):
+        return dtype
+    return torch.get_autocast_dtype(device.type)
 
 
 def in_faster_precision(

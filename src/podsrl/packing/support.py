@@ -7,7 +7,6 @@ from accelerate.utils import extract_model_from_parallel
 from accelerate.utils.other import has_compiled_regions, is_compiled_module
 from torch import Tensor, nn
 
-from podsrl.core.precision import computing_dtype
 from podsrl.packing.attention import (
     FLASH,
     SHARED_PREFIX,
@@ -17,6 +16,7 @@ from podsrl.packing.attention import (
 from podsrl.packing.log_probs import packed_log_probs, unwrap
 from podsrl.packing.masks import layer_windows
 from podsrl.packing.pack import pack
+from podsrl.packing.precision import computing_dtype
 
 PACKABLE_ATTENTION = ("sdpa", SHARED_PREFIX, FLASH, "flex_attention", "eager")
 PACKABLE_LAYERS = {"full_attention", "sliding_attention"}

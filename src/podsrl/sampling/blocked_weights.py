@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from podsrl.core.precision import computing_dtype
+from podsrl.sampling.cache import computing_dtype
 from podsrl.sampling.memory import SHARE_OF_FREE_MEMORY, free_bytes
 from podsrl.sampling.modes import MIN_STEPS
 

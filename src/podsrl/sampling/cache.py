@@ -17,7 +17,15 @@ from transformers.cache_utils import (
     DynamicSlidingWindowLayer,
 )
 
-from podsrl.core.precision import computing_dtype
+
+def computing_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which torch multiplies this one: autocast's where it would cast it.
+
+    Example: float32 on a CPU is bfloat16 under `torch.autocast("cpu")`; float64 stays.
+    """
+    if dtype == torch.float64 or not torch.is_autocast_enabled(device.type):
+        return dtype
+    return torch.get_autocast_dtype(device.type)
 
 
 class RolloutLayer(CacheLayerMixin):

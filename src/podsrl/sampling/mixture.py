@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from podsrl.core.precision import computing_dtype
 from podsrl.sampling.blocked_weights import blocked_weights
+from podsrl.sampling.cache import computing_dtype
 from podsrl.sampling.logits import next_tokens, uniform_numbers
 from podsrl.sampling.memory import (
     SHARE_OF_FREE_MEMORY,
